@@ -25,6 +25,7 @@ from ophyd_async.core import StrictEnum, soft_signal_rw
 from atomscale_bluesky.documents.conversion import Rounded, has_no_elements, length_of, number
 from atomscale_bluesky.documents.description import Description, description_of
 from atomscale_bluesky.documents.descriptor import event_stream_of
+from atomscale_bluesky.documents.event_page import only_rows
 from atomscale_bluesky.documents.event_stream import EventStream
 from atomscale_bluesky.documents.selection import Selection
 from atomscale_bluesky.errors import ChannelError
@@ -792,6 +793,64 @@ def test_an_array_that_is_longer_than_the_limit_is_left_out() -> None:
     assert told.values() == {"T": [1]}
 
 
+def test_an_array_may_have_and_grow_to_as_many_elements_as_the_limit_and_no_more() -> None:
+    told = Told({"flux": array_of(2), "wave": array_of(4)}, Selection(max_elements=4))
+
+    told.event({"flux": [1, 2], "wave": [1, 2, 3, 4]})
+    told.event({"flux": [3, 4, 5, 6], "wave": [5, 6, 7, 8]})
+    told.event({"flux": [0] * 5, "wave": [0] * 5})
+    told.event({"flux": [7, 8, 9, 10], "wave": [9, 10, 11, 12]})
+
+    assert told.values() == {f"flux[{i}]": [i + n for n in ([1, 3, 7] if i < 2 else [3, 7])] for i in range(4)} | {
+        f"wave[{i}]": [i + n for n in (1, 5, 9)] for i in range(4)
+    }
+    assert set(told.rows[2].gaps.values()) == {Loss.LONG_ARRAY}
+    assert not told.stream.left_out
+
+
+def test_one_number_in_lists_within_lists_is_found_up_to_eight_levels_deep() -> None:
+    within = [7.5]
+    for _ in range(7):
+        within = [within]  # type: ignore[list-item]
+
+    assert number(within) == 7.5
+    assert number([within]) is Loss.ARRAY
+    assert number(np.array(7.5)) == number(np.array([[7.5]])) == 7.5
+
+
+def test_of_a_long_list_the_first_thousand_elements_show_whether_it_holds_numbers() -> None:
+    assert length_of(["text"] * 999 + [1.5]) == 1000
+    assert length_of(["text"] * 1000) is None
+    assert length_of(["text"] * 1000 + [1.5]) is None
+    assert length_of([1.5] + ["text"] * 1000) == 1001
+
+
+@pytest.mark.parametrize(
+    ("value", "promised", "length"),
+    [
+        ([1.5, 2.5], None, 2),
+        ([1.5, 2.5], 5, 2),
+        ([], 5, 5),
+        (np.zeros(0), 2, 2),
+        (None, 3, 3),
+        (None, None, None),
+        ([], None, None),
+        (None, 1, None),
+        ([1.5], 5, None),
+        (1.5, 5, None),
+        ("text", 5, None),
+        (np.zeros((2, 2)), 5, None),
+        (np.array(["a", "b"]), 5, None),
+        (np.zeros(2, dtype=bool), None, 2),
+        (np.zeros(2, dtype="M8[s]"), None, None),
+    ],
+)
+def test_the_length_that_is_promised_counts_where_there_is_no_element(
+    value: Any, promised: int | None, length: int | None
+) -> None:
+    assert length_of(value, promised) == length
+
+
 @pytest.mark.parametrize("value", [np.zeros((2, 2)), [[1, 2], [3, 4]], ["a", "b"], np.array(["a", "b"])])
 def test_tables_images_and_lists_of_text_are_left_out(value: Any) -> None:
     told = Told({"image": array_of(2, 2), "T": NUMBER})
@@ -967,6 +1026,52 @@ def test_a_pages_points_have_the_readings_own_times() -> None:
     told.page({"a": [1, 2, 3]}, timestamps={"a": [told.now - 3, told.now - 2, told.now - 1]}, time=[told.now] * 3)
 
     assert [time for time, _ in told.points()["a"]] == [told.now - 3, told.now - 2, told.now - 1]
+
+
+def test_a_page_of_hundreds_of_rows_has_its_readings_own_times_and_flags() -> None:
+    external = {"source": "file", "dtype": "number", "shape": [], "external": "FILESTORE:"}
+    told = Told({"a": NUMBER, "frame": external}, name="fly")
+    stamps = [told.now - 50 + n / 8 for n in range(300)]
+    filled = [f"datum {n}" if n % 2 else False for n in range(300)]
+
+    told.page(
+        {"a": list(range(300)), "frame": list(range(300))},
+        timestamps=dict.fromkeys(("a", "frame"), stamps),
+        filled={"frame": filled},
+    )
+
+    assert told.points()["a"] == [(stamps[n], n) for n in range(300)]
+    assert told.points()["frame"] == [(stamps[n], n) for n in range(1, 300, 2)]
+
+
+def test_some_rows_of_a_page_of_hundreds_keep_their_stamps_and_flags() -> None:
+    count, new = 300, [0, 257, 299]
+    columns = {"a": list(range(count)), "b": tuple(range(count))}
+    page = {"descriptor": "d", "uid": list(map(str, range(count))), "time": np.arange(count) / 8, "data": columns}
+    page |= {
+        "timestamps": {"a": [n / 4 for n in range(count)], "b": [0.0] * 2},
+        "filled": {"a": True, "b": [1] * count},
+    }
+    page |= {"seq_num": list(range(count))}
+
+    assert only_rows(page, new) == {
+        "descriptor": "d",
+        "uid": ["0", "257", "299"],
+        "time": [n / 8 for n in new],
+        "data": {"a": new, "b": new},
+        "timestamps": {"a": [n / 4 for n in new]},
+        "filled": {"a": True, "b": [1, 1, 1]},
+    }
+
+
+@pytest.mark.parametrize(("member", "what"), [("time", "the times"), ("data", "data key 'a'")])
+@pytest.mark.parametrize("rows", [2, 4])
+def test_some_rows_of_a_page_whose_columns_differ_in_length_are_refused(member: str, what: str, rows: int) -> None:
+    page: dict[str, Any] = {"descriptor": "d", "uid": ["x", "y", "z"], "time": [0.5] * 3, "data": {"a": [1, 2, 3]}}
+    page[member] = {"a": [1] * rows} if member == "data" else [0.5] * rows
+
+    with pytest.raises(ChannelError, match=f"{what} has {rows} values in a page of 3 events; the page is left out"):
+        only_rows(page, [0])
 
 
 def test_columns_of_a_page_may_be_arrays() -> None:

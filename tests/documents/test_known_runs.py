@@ -20,10 +20,12 @@ from waiting import wait_until
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.documents import known_runs as past
 from atomscale_bluesky.server import LocalServer
+from atomscale_bluesky.spool.journal_format import Header
 from atomscale_bluesky.spool.run_reader import read_header
 from atomscale_bluesky.spool.spool import Spool
 
 MakeCallback = Callable[..., AtomscaleCallback]
+T0 = 1_760_000_000.0
 
 
 def old(points: int = 3, age_s: float = 3600.0) -> list[Document]:
@@ -313,6 +315,44 @@ def test_a_run_that_goes_to_two_accounts_or_is_sent_again_is_no_mistake(
         callback.close()
 
     assert "another process" not in caplog.text
+
+
+def header_of(run_uid: str, part: int = 0) -> Header:
+    return Header(1, run_uid, T0, "growth", 10, "primary", "https://api.atomscale.ai", "own_stream", part=part)
+
+
+@pytest.mark.parametrize("name", ["20010101T000000-0a1b2c3d", "20990101T000000-0a1b2c3d"])
+@pytest.mark.parametrize(
+    ("other", "on_purpose", "reported"),
+    [
+        pytest.param(header_of("b7c2e9f1"), False, True, id="the same run"),
+        pytest.param(header_of("b7c2e9f1"), True, False, id="the same run, on purpose"),
+        pytest.param(header_of("b7c2e9f1", part=1), False, False, id="what came after an interruption"),
+        pytest.param(header_of("0d9f1c22"), False, False, id="another run"),
+    ],
+)
+def test_a_second_recorder_is_reported_whatever_the_folder_of_its_run_is_called(
+    spool_dir: Path, caplog: pytest.LogCaptureFixture, name: str, other: Header, on_purpose: bool, reported: bool
+) -> None:
+    another = Spool(spool_dir)
+    folder = another.writers.create(other).folder
+    another.writers.stop_threads()
+    another.writers.close_writers()
+    folder.rename(spool_dir / name)
+    spool = Spool(spool_dir)
+    known_runs = past.KnownRuns(spool)
+    folder = spool.writers.create(header_of("b7c2e9f1")).folder
+
+    for _ in range(2):
+        known_runs.check_for_second_recorder("b7c2e9f1", folder, on_purpose=lambda _: on_purpose)
+    spool.writers.stop_threads()
+
+    told = [record.getMessage() for record in caplog.records if "another process" in record.getMessage()]
+    assert len(told) == reported
+    assert all(
+        f"run b7c2e9f1 is recorded by another process too, with the same spool {spool_dir}" in text for text in told
+    )
+    spool.writers.close_writers()
 
 
 def channels_of(server: LocalServer) -> dict[str, tuple[str | None, list[float | None]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 import uuid
 from decimal import Decimal
@@ -542,3 +543,27 @@ def test_metadata_of_any_size_are_refused_in_a_moment(name: str) -> None:
     begin = time.thread_time()
     read_metadata({name: ["x"] * 10**6}, keys={"synth_source_id": "atomscale"})
     assert time.thread_time() - begin < 0.05
+
+
+@pytest.mark.parametrize(
+    ("shown", "counted", "as_counted"),
+    [
+        pytest.param([1] * 399, [1] * 400, "a list of 400", id="list"),
+        pytest.param((1,) * 399, (1,) * 400, "a tuple of 400", id="tuple"),
+        pytest.param(dict.fromkeys(range(399), 1), dict.fromkeys(range(400), 1), "a dict of 400", id="dict"),
+        pytest.param([[1] * 198, [1] * 199], [[1] * 199] * 2, "a list of 2", id="nested"),
+        pytest.param("x" * (400 * 64 - 1), "x" * 400 * 64, "a str of 25600", id="text"),
+        pytest.param(["x" * 64] * 199, ["x" * 64] * 200, "a list of 200", id="texts"),
+        pytest.param(b"x" * (400 * 64 - 1), bytearray(400 * 64), "a bytearray of 25600", id="bytes"),
+        pytest.param(np.zeros(399), np.zeros(400), "a ndarray of 400", id="array"),
+        pytest.param(np.zeros((19, 20)), np.zeros((20, 19)), "a ndarray of 20", id="array of two dimensions"),
+    ],
+)
+def test_a_value_of_more_than_400_values_is_shown_by_its_type_and_size(
+    shown: object, counted: object, as_counted: str
+) -> None:
+    begin = " ".join(repr(shown).split())[:40]
+    with pytest.raises(MetadataError, match=re.escape(f"metadata 'synth_source_id' is {begin}")):
+        read_metadata({"synth_source_id": shown})
+    with pytest.raises(MetadataError, match=f"metadata 'synth_source_id' is {as_counted}; expected a whole number"):
+        read_metadata({"synth_source_id": counted})
