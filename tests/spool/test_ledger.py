@@ -21,7 +21,10 @@ from atomscale_bluesky.model.rows import Position
 from atomscale_bluesky.spool.ledger import Ledger, LedgerReader
 from atomscale_bluesky.spool.ledger_format import (
     ChannelLeft,
+    ClockFixed,
     Confirmed,
+    Discarded,
+    Edited,
     Ended,
     Finalized,
     Finalizing,
@@ -29,12 +32,19 @@ from atomscale_bluesky.spool.ledger_format import (
     Initializing,
     LedgerLine,
     Linked,
+    LinkRefused,
+    Moved,
     Opened,
     Parked,
     PreviewAnswered,
     Previewed,
+    PreviewsEnded,
     Refused,
+    Resolved,
     Tried,
+    Unparked,
+    Unresolved,
+    Verified,
 )
 from atomscale_bluesky.spool.ledger_state import LedgerState
 from atomscale_bluesky.spool.lines import checksummed, encode
@@ -228,6 +238,200 @@ def test_finalizing_may_be_noted_again_after_a_crash() -> None:
 
 def test_initializing_may_be_noted_again_for_another_family() -> None:
     assert folded(OPENED, INITIALIZING, Initializing(0, "tool-state")).streams[0].family == "tool-state"
+
+
+def test_an_id_that_is_known_ends_what_parked_the_stream() -> None:
+    parked = folded(OPENED, INITIALIZING, Parked("no such instrument", 0))
+    assert (parked.streams[0].parked, parked.streams[0].group_parked) == ("no such instrument",) * 2
+
+    parked.apply(INITIALIZED)
+
+    assert (parked.streams[0].parked, parked.streams[0].group_parked) == (None, None)
+
+
+def test_a_channel_ends_with_the_earliest_row_at_which_it_is_said_to_have_left() -> None:
+    stream = stream_of(*(ChannelLeft(0, "a", row) for row in (30, 20, 25)), ChannelLeft(0, "b", 40))
+
+    assert stream.left_at_row == {"a": 20, "b": 40}
+
+
+def test_a_run_has_one_clock() -> None:
+    state = folded(ClockFixed(0.5, 9.0, 0.125))
+    with pytest.raises(SpoolError, match="the clock of this run is fixed already; do two uploaders share this run?"):
+        state.apply(ClockFixed(0.25, 10.0))
+
+    assert state.clock == ClockFixed(0.5, 9.0, 0.125)
+
+
+def test_a_stream_that_joins_another_one_is_where_that_one_is_and_is_finalized_with_it() -> None:
+    joins = structs.replace(OPENED, stream=1, joins=0)
+    state = folded(OPENED, INITIALIZING, joins)
+    assert [(one.life, one.is_not_requested) for one in state.streams.values()] == [(Life.INITIALIZING, False)] * 2
+
+    state.apply(INITIALIZED)
+    third = structs.replace(OPENED, stream=2, joins=1)
+    for fact in (third, tried(0), tried(0, stream=2), Confirmed(0, 0, 9.0)):
+        state.apply(fact)
+    assert [(one.life, one.data_id, one.family) for one in state.streams.values()] == (
+        [(Life.INITIALIZED, "id", "metrology")] * 3
+    )
+    with pytest.raises(SpoolError, match="metrology stream 0 has chunks that are not confirmed; it stays open"):
+        state.apply(Finalizing(0))
+    state.apply(Confirmed(2, 0, 9.5))
+    state.apply(Finalizing(0))
+    assert {one.life for one in state.streams.values()} == {Life.FINALIZING}
+    assert not state.is_done
+    state.apply(Finalized(0, 10.0))
+    assert [(one.life, one.finalized_at) for one in state.streams.values()] == [(Life.FINALIZED, 10.0)] * 3
+    assert state.is_done
+    with pytest.raises(SpoolError, match="metrology stream 0 is finalized, so this cannot follow"):
+        state.apply(structs.replace(OPENED, stream=3, joins=0))
+
+
+# ---- orders ----------------------------------------------------------------------------------------------------------
+
+NIGHT = Resolved(Links(project_id="p-1", tags=("t-1",)))
+
+
+def troubled(*facts: LedgerLine) -> LedgerState:
+    """A run with a stream of which everything is refused or parked, and then these facts."""
+    return folded(
+        OPENED, INITIALIZING, INITIALIZED, NIGHT, tried(0), Refused(0, 0, ("a",), 422, "no"), Parked("full", 0),
+        LinkRefused(0, "tags", "t-1", "gone"), Unresolved("no such project"), Parked("no key"), *facts,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [Unparked(3), Edited(Links(42), 3, 50, "renamed")])
+def test_what_was_parked_or_refused_is_tried_again_by_an_order(order: Unparked | Edited) -> None:
+    before = troubled()
+    assert (before.parked_reason, before.unresolved, before.orders_obeyed) == ("no key", "no such project", 0)
+    assert (before.streams[0].parked, before.streams[0].links_refused) == ("full", {("tags", "t-1"): "gone"})
+
+    state = troubled(order)
+
+    assert (state.parked_reason, state.unresolved, state.orders_obeyed) == (None, None, 3)
+    assert (state.streams[0].parked, state.streams[0].links_refused, state.streams[0].refused) == (None, {}, {})
+    assert state.streams[0].resume_point == (0, 0, Position(1, 0))
+    assert state.resolved == NIGHT  # the stream is linked to these ids
+    assert state.edited == (order if isinstance(order, Edited) else None)
+
+
+def test_ids_of_names_are_asked_for_again_after_an_order_if_nothing_is_made_yet() -> None:
+    assert folded(OPENED, NIGHT, Unparked(1)).resolved is None
+    assert folded(OPENED, INITIALIZING, NIGHT, Unparked(1)).resolved is None
+    assert folded(OPENED, INITIALIZING, INITIALIZED, NIGHT, Unparked(1)).resolved == NIGHT
+
+
+def test_ids_that_are_found_replace_the_reason_why_there_were_none() -> None:
+    state = folded(Unresolved("no such project"), NIGHT)
+
+    assert (state.resolved, state.unresolved) == (NIGHT, None)
+
+
+def test_a_run_that_is_moved_begins_again_at_its_new_endpoint_with_the_values_it_was_given() -> None:
+    edited = Edited(Links(42), 1)
+    state = troubled(
+        edited, ClockFixed(0.5, 9.0), PreviewsEnded("refused"), Verified(9.0), Discarded(9.0, 2),
+        Moved("https://other.example", 3),
+    )  # fmt: skip
+
+    assert told(state) == told(folded(edited, Moved("https://other.example", 3)))
+    assert (state.endpoint, state.orders_obeyed, state.edited) == ("https://other.example", 3, edited)
+    assert (state.streams, state.clock, state.previews_ended, state.verified) == ({}, None, None, None)
+    assert not state.is_done
+
+
+def test_a_run_is_done_when_all_of_its_streams_are_or_when_it_is_discarded() -> None:
+    second = structs.replace(OPENED, stream=1)
+    assert not folded().is_done
+    assert not folded(*WHOLE[:-1]).is_done
+    assert folded(*WHOLE).is_done
+    assert not folded(*WHOLE, second).is_done
+    assert folded(*WHOLE, second, Ended(1, "no point")).is_done
+    discarded = folded(OPENED, Discarded(9.0, 4))
+    assert (discarded.is_done, discarded.discarded, discarded.orders_obeyed) == (True, 9.0, 4)
+
+
+# ---- links -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_link_is_made_or_refused_and_what_was_made_stays_made() -> None:
+    refused = stream_of(LinkRefused(0, "tags", "night", "gone"), LinkRefused(0, "project", "p", "no right"))
+    assert (refused.linked, refused.renamed) == (set(), None)
+    assert refused.links_refused == {("tags", "night"): "gone", ("project", "p"): "no right"}
+
+    made = stream_of(
+        LinkRefused(0, "tags", "night", "gone"),
+        LinkRefused(0, "tags", "day", "gone"),
+        Linked(0, "tags", "night"),
+        LinkRefused(0, "tags", "night", "gone"),
+    )
+    assert (made.linked, made.links_refused) == ({("tags", "night")}, {("tags", "day"): "gone"})
+
+
+def test_a_streams_name_is_the_last_one_that_it_was_given() -> None:
+    stream = stream_of(Linked(0, "label", "first"), Linked(0, "label", "second"), Linked(0, "tags", "night"))
+
+    assert stream.renamed == "second"
+
+
+# ---- streams that end ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("facts", "why", "life"),
+    [
+        ([], "too large", Life.INITIALIZED),
+        ([], "closed by the server", Life.CLOSED),
+        ([tried(0)], "too large", Life.INITIALIZED),
+        ([tried(0), tried(1), Confirmed(0, 1, 9.0)], "too large", Life.CLOSED),  # chunk 0 is a hole
+        ([tried(0), Confirmed(0, 0, 9.0, ("a",))], "too large", Life.CLOSED),
+        ([tried(0), Confirmed(0, 0, 9.0)], "too large", Life.INITIALIZED),
+    ],
+)
+def test_a_stream_that_ends_is_finalized_unless_it_is_closed_or_has_a_hole(
+    facts: list[LedgerLine], why: Any, life: Life
+) -> None:
+    stream = stream_of(*facts, Ended(0, why))
+
+    assert (stream.life, stream.ended) == (life, why)
+    assert stream.is_done == (life is Life.CLOSED)
+    assert stream.all_confirmed
+
+
+def test_a_stream_that_ends_has_no_chunk_under_way_and_shows_no_preview() -> None:
+    stream = stream_of(
+        tried(0), tried(1), Refused(0, 1, ("a",), 422, "no"), Confirmed(0, 0, 9.0, ("a",)),
+        Previewed(0, 2, 20, 23, 4, ("a", "b"), 1, 200, 5.0), PreviewAnswered(0, 2, taken=True), Ended(0, "too large"),
+    )  # fmt: skip
+
+    assert (stream.tried, stream.refused, stream.confirmed_channels) == ({}, {}, {})
+    assert (stream.last_preview, stream.last_preview_taken) == (None, None)
+
+
+def test_only_a_stream_that_was_never_made_ends_for_want_of_a_point() -> None:
+    assert folded(OPENED, Ended(0, "no point")).streams[0].life is Life.CLOSED
+    with pytest.raises(SpoolError, match="metrology stream 0 is initialized, so this cannot follow"):
+        stream_of(Ended(0, "no point"))
+    with pytest.raises(SpoolError, match="metrology stream 0 is opened, so this cannot follow"):
+        folded(OPENED, Ended(0, "too large"))
+
+
+def test_a_stream_has_an_answer_once_any_part_of_a_chunk_is_confirmed_or_refused() -> None:
+    assert not stream_of(tried(0)).has_an_answer
+    assert stream_of(tried(0), Confirmed(0, 0, 9.0, ("a",))).has_an_answer
+    assert stream_of(tried(0), Confirmed(0, 0, 9.0)).has_an_answer
+    assert stream_of(tried(0), Refused(0, 0, ("a",), 422, "no")).has_an_answer
+
+
+def test_a_chunk_that_was_shown_and_has_no_answer_may_become_the_last_one() -> None:
+    whole = [previewed(0, 4), SHOWN, tried(0)]
+
+    assert stream_of(*whole).may_be_cut_short_before(1)
+    assert not stream_of(*whole).may_be_cut_short_before(0)
+    assert not stream_of(*whole, Refused(0, 0, ("a", "b"), 409, "grown")).may_be_cut_short_before(1)
+    assert not stream_of(*whole, Confirmed(0, 0, 9.0)).may_be_cut_short_before(1)
+    assert not stream_of(tried(0)).may_be_cut_short_before(1)
 
 
 # ---- chunks ----------------------------------------------------------------------------------------------------------
