@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from atomscale_bluesky.delivery import backoff
-from atomscale_bluesky.delivery.backoff import Backoff, Pause
+from atomscale_bluesky.delivery.backoff import Backoff, Pause, RunPauses
 from atomscale_bluesky.errors import ApiError, ApiKeyError, ApiUnavailableError
 
 NOW = 1000.0
@@ -130,8 +130,79 @@ def test_a_success_does_not_undo_what_the_server_asked_for() -> None:
         (backoff.READ, [0.5, 1, 2, 4, 8, 16, 30, 30, 30]),
         (backoff.MISSING, [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600]),
         (backoff.RESTART, [1, 2, 4, 8, 16, 32, 60, 60, 60]),
+        (backoff.FILES, [2, 4, 8, 16, 32, 64, 128, 256, 300]),
     ],
 )
 def test_pauses_double_up_to_the_limit_of_their_kind(kind: Backoff, expected: list[float]) -> None:
     assert [kind.pause_s(failures) for failures in range(9)] == expected
     assert kind.pause_s(5000) == expected[-1]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_run_whose_files_fail_is_tried_after_pauses_that_grow_and_no_other_run_waits() -> None:
+    clock = Clock()
+    pauses_of_runs, waits = RunPauses(clock), []
+    for _ in range(9):
+        pauses_of_runs.note_failure("run")
+        begin = clock.now
+        while not pauses_of_runs.is_over("run"):
+            assert pauses_of_runs.is_over("another")
+            clock.now += 1
+        waits.append(clock.now - begin)
+
+    assert waits == [2, 4, 8, 16, 32, 64, 128, 256, 300]
+
+
+@pytest.mark.parametrize(("later", "pause"), [(300.0, 4.0), (300.5, 2.0)])
+def test_a_run_whose_last_failure_is_long_past_has_its_first_pause_again(later: float, pause: float) -> None:
+    clock = Clock()
+    pauses_of_runs = RunPauses(clock)
+    pauses_of_runs.note_failure("run")
+    clock.now += 2 + later  # behind the end of the first pause
+
+    pauses_of_runs.note_failure("run")
+
+    clock.now += pause - 0.25
+    assert not pauses_of_runs.is_over("run")
+    clock.now += 0.25
+    assert pauses_of_runs.is_over("run")
+
+
+def test_an_order_ends_the_pauses_of_all_runs_and_the_next_one_is_longer_all_the_same() -> None:
+    clock = Clock()
+    pauses_of_runs = RunPauses(clock)
+    for run in ("one", "another"):
+        pauses_of_runs.note_failure(run)
+    pauses_of_runs.end_all()
+    assert pauses_of_runs.is_over("one")
+    assert pauses_of_runs.is_over("another")
+
+    pauses_of_runs.note_failure("one")
+    pauses_of_runs.forget("another")
+    pauses_of_runs.note_failure("another")
+
+    clock.now += 2
+    assert (pauses_of_runs.is_over("one"), pauses_of_runs.is_over("another")) == (False, True)
+    clock.now += 2
+    assert pauses_of_runs.is_over("one")
+
+
+def test_a_pause_that_is_over_is_not_begun_again_by_an_order() -> None:
+    clock = Clock()
+    pauses_of_runs = RunPauses(clock)
+    pauses_of_runs.note_failure("run")
+    clock.now += 200
+    pauses_of_runs.end_all()
+    clock.now += 150  # more than five minutes after the first pause, though less after the order
+
+    pauses_of_runs.note_failure("run")
+
+    clock.now += 2
+    assert pauses_of_runs.is_over("run")
