@@ -457,13 +457,15 @@ def test_a_part_of_a_chunk_keeps_its_place() -> None:
 # ---- lines that were damaged after their chunk was noted -------------------------------------------------------------
 
 
-def resumed(story: Story, tried: list[tuple[int, int, int]], confirmed: list[int], damaged: set[int]) -> list[Chunk]:
+def resumed(
+    story: Story, tried: list[tuple[int, int, int]], confirmed: list[int], damaged: set[int], *, points: int = 2
+) -> list[Chunk]:
     """The chunks that are cut after a restart: some were tried, some confirmed, and some rows are damaged since."""
     notes = Notes(story.points_per_chunk)
     names = tuple(channel.name for channel in story.layouts[0].channels)
     notes.state.apply(Initialized(0, "id", "metrology"))
     for index, first, last in tried:
-        notes.state.apply(Tried(0, index, first, last, last - first + 1, names, 1, first, T0 + last))
+        notes.state.apply(Tried(0, index, first, last, points, names, 1, first, T0 + last))
     for index in confirmed:
         notes.state.apply(Confirmed(0, index, T0))
     stream = notes.state.streams[0]
@@ -495,6 +497,25 @@ def test_a_chunk_of_which_every_line_is_damaged_gives_its_index_to_no_other_rows
     chunks = resumed(TEN, NOTED, [0], {2, 3})
 
     assert [(c.index, [int(time - T0) for time in c.times]) for c in chunks] == [(2, [4, 5]), (3, [6, 7]), (4, [8, 9])]
+
+
+@pytest.mark.parametrize(
+    ("last_row_twice", "rows", "expected"),
+    [
+        (False, [2, 2, 3, 4, 5], [(1, [2, 2, 3]), (2, [4, 5])]),
+        (False, [2, 3, 3, 4, 5], [(1, [2, 3]), (2, [4, 5])]),
+        (True, [2, 3, 3, 4, 5], [(1, [2, 3, 3]), (2, [4, 5])]),
+        (True, [2, 3, 4, 5], [(1, [2, 3]), (2, [4, 5])]),  # the further row is damaged now
+    ],
+)
+def test_a_row_whose_number_stands_there_twice_moves_no_boundary_that_was_noted(
+    last_row_twice: bool, rows: list[int], expected: list[tuple[int, list[int]]]
+) -> None:
+    story = Story(2, "own_stream", [layout_of(0, "a")], [Row(0, n, T0 + n, f"uid {n}", [float(n)]) for n in rows])
+
+    chunks = resumed(story, [(0, 0, 1), (1, 2, 3)], [0], set(), points=3 if last_row_twice else 2)
+
+    assert [(c.index, [int(time - T0) for time in c.times]) for c in chunks] == expected
 
 
 # ---- patterns of gaps ------------------------------------------------------------------------------------------------

@@ -16,17 +16,20 @@ from waiting import wait_until
 
 from atomscale_bluesky.chunking.chunker import ChannelWait, Chunker
 from atomscale_bluesky.chunking.cut_stream import Resumed
+from atomscale_bluesky.chunking.rows_ahead import RowsAhead
 from atomscale_bluesky.chunking.run_chunker import LINES_AT_ONCE, RunChunker
 from atomscale_bluesky.delivery.run_delivery import RunDelivery
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
 from atomscale_bluesky.model.chunk import Chunk, Span
 from atomscale_bluesky.model.rows import Channel, Position, Row, Rows
+from atomscale_bluesky.spool.gil_yield import GilYield
 from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, pack_values
 from atomscale_bluesky.spool.journal_writer import JournalWriter
-from atomscale_bluesky.spool.ledger_format import ChannelLeft, GivenUp, Initialized, Opened, Tried
+from atomscale_bluesky.spool.ledger_format import ChannelLeft, GivenUp, Initialized, Opened, Parked, Tried
 from atomscale_bluesky.spool.lines import checksummed, encode
 from atomscale_bluesky.spool.locks import WRITER_LOCK, is_held
 from atomscale_bluesky.spool.row_record import encode_one
+from atomscale_bluesky.spool.run_reader import RunReader
 from atomscale_bluesky.spool.segments import START
 from atomscale_bluesky.spool.spool import Spool
 from atomscale_bluesky.spool.stream_state import MetrologyStreamState
@@ -276,6 +279,72 @@ def test_rows_of_small_chunks_are_decoded_together_and_make_the_same_chunks(deli
     assert gaps == [333]
     decoding = [n for n, count in enumerate(calls[1:33]) if count > 1.5 * min(calls)]
     assert decoding[:4] == [0, 2, 6, 14]  # the rows of 2, 4, 8 and 16 chunks together
+
+
+def sizes_ahead(rows_ahead: RowsAhead, wanted: int, channels: int) -> list[int]:
+    """How many rows are decoded together, look after look, until there are too few."""
+    sizes: list[int] = []
+    while (rows := rows_ahead.peek(wanted, channels)) is not None:
+        sizes.append(len(rows.times))
+        assert rows.values.shape == (sizes[-1], channels)
+        rows_ahead.skip(rows, sizes[-1])
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("channels", "wanted", "rows", "sizes"),
+    [
+        (100, 10, 460, [10, 20, 40, 80, 100, 100, 100, 10]),  # up to 10 000 points, and then the rest
+        (100, 120, 400, [120, 120, 120]),  # one chunk has more
+        (1, 10, 75, [10, 20, 40]),
+        (1, 10, 55, [10, 20, 10, 10]),  # too few for four chunks
+    ],
+)
+def test_rows_of_small_chunks_are_decoded_together_up_to_a_number_of_points(
+    deliver: Deliver, channels: int, wanted: int, rows: int, sizes: list[int]
+) -> None:
+    lines = [record(n, [float(n)] * channels) for n in range(rows)]
+    delivery = deliver([layout(channels), *lines])
+    reader = RunReader(delivery.claim.folder)
+    next(line for line in reader.read() if b'"layout"' in line.payload[:20])
+
+    assert sizes_ahead(RowsAhead(reader, GilYield()), wanted, channels) == sizes
+    reader.close()
+
+
+def test_rows_that_are_decoded_and_not_taken_are_there_at_the_next_look(deliver: Deliver) -> None:
+    delivery = deliver([layout(1), *(record(n, [float(n)]) for n in range(70))])
+    reader = RunReader(delivery.claim.folder)
+    next(line for line in reader.read() if b'"layout"' in line.payload[:20])
+    ahead = RowsAhead(reader, GilYield())
+    first = ahead.peek(10, 1)
+    assert first is not None
+    ahead.skip(first, 10)
+    second = ahead.peek(10, 1)
+    assert second is not None
+    assert (second.number, len(second.times)) == (10, 20)
+    ahead.skip(second, 10)
+
+    third = ahead.peek(10, 1)
+
+    assert third is not None
+    assert (third.number, len(third.times), third.values[0][0]) == (20, 10, 20.0)
+    assert ahead.peek(10, 1) is third
+    wider = ahead.peek(11, 1)
+    assert wider is not None
+    assert (wider.number, len(wider.times)) == (20, 44)
+    reader.close()
+
+
+def test_chunks_that_are_not_pushed_now_are_passed_over_in_one_call(deliver: Deliver) -> None:
+    delivery = deliver([layout(1), *(text(n, [1.0]) for n in range(35)), STOP])
+    delivery.claim.ledger.note(Parked("it is too large", 0))
+    run_chunker = delivery.run.run_chunker
+
+    run_chunker.read_on()
+
+    assert (run_chunker.all_cut, run_chunker.at_end, run_chunker.more_to_read) == (True, True, False)
+    assert (list(run_chunker.results.ready), run_chunker.account.next_row) == ([], {"primary": 35})
 
 
 def test_one_call_of_read_on_ends_with_a_chunk_and_at_the_journals_present_end(deliver: Deliver) -> None:

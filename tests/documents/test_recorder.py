@@ -1245,6 +1245,32 @@ def test_an_event_that_cannot_be_read_counts_in_a_run_that_goes_on_too(settings:
     assert [dict(run.not_given) for run in runs] == [{}, {}]
 
 
+class HostileColumn(list[Any]):
+    """A column of somebody else's whose third row cannot be read."""
+
+    def __getitem__(self, row: Any) -> Any:
+        if row == 2:
+            raise RuntimeError("not this one")
+        return super().__getitem__(row)
+
+
+def test_the_new_events_of_a_page_of_which_one_cannot_be_read_are_counted_and_no_others(settings: Settings) -> None:
+    start, descriptor, *events, _ = old(points=6)
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [start, descriptor, *events[:2]])
+    page = pack_event_page(*(events[n][1] for n in (1, 3, 4, 5)))  # the first of them is kept already
+    page = {**page, "timestamps": {key: HostileColumn(column) for key, column in page["timestamps"].items()}}
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [start, descriptor])
+        with pytest.raises(DocumentError, match="cannot be used"):
+            recorder.take("event_page", page)
+        take_all(recorder, events[2:3])
+    runs = SpoolStatus(Spool(settings.spool_path, read_only=True)).status()
+
+    assert sum((Counter(run.points.left_out) for run in runs), Counter()) == {"malformed document": 3 * 2}
+    assert sum(run.points.waiting for run in runs) == 3 * 2
+
+
 @pytest.mark.parametrize("as_page", [False, True])
 @pytest.mark.parametrize("unit", ["ns", "s", "D"])
 @pytest.mark.parametrize("kind", ["M8", "m8"])

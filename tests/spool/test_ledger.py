@@ -219,6 +219,8 @@ def test_what_a_refused_move_says_names_the_stream_and_the_likely_cause() -> Non
         folded(*WHOLE).apply(Finalizing(0))
     with pytest.raises(SpoolError, match="metrology stream 0 has chunks that are not confirmed; it stays open"):
         folded(*WHOLE[:4]).apply(Finalizing(0))
+    with pytest.raises(SpoolError, match="chunk 5 of metrology stream 0 cannot follow 2$"):
+        folded(*WHOLE[:3], *map(tried, range(3)), tried(5))
     with pytest.raises(
         SpoolError, match="chunk 5 of metrology stream 0 is not under way, so it cannot become confirmed"
     ):
@@ -476,6 +478,17 @@ def test_a_stream_goes_on_with_its_first_chunk_that_is_neither_confirmed_nor_ref
     assert stream_of(tried(0), Refused(0, 0, ("a", "b"), 422, "no")).resume_point == (1, 10, Position(1, 0))
 
 
+def test_the_rows_of_a_channel_that_left_go_on_elsewhere_from_where_it_left() -> None:
+    def rest(left_at: int) -> dict[tuple[str, ...], tuple[int, list[int]]]:
+        stream = stream_of(tried(0), Confirmed(0, 0, 9.0), ChannelLeft(0, "b", left_at))
+        found = stream.rows_not_held(("a", "b"))
+        return {names: (rows.from_row, [first for first, _ in rows.skip]) for rows, names in found.items()}
+
+    assert rest(9) == {("a",): (10, [])}
+    assert rest(10) == {("a",): (10, [])}
+    assert rest(11) == {("a",): (10, []), ("b",): (10, [11])}
+
+
 @given(st.permutations(range(8)), st.integers(0, 8))
 def test_chunks_that_are_confirmed_above_one_that_is_not_are_known_by_their_rows(
     order: list[int], confirmed: int
@@ -696,6 +709,25 @@ def test_what_was_noted_is_written_when_the_file_is_closed(tmp_path: Path, close
     close(ledger)
 
     assert LedgerReader(tmp_path / "ledger.jsonl").read_on().streams[0].life is Life.OPENED
+
+
+def test_the_chunks_that_a_stream_has_tried_are_told_from_any_of_them_on(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for number in range(3):
+        ledger.note(structs.replace(OPENED, stream=number))
+    for index in range(3):
+        for number in range(3):
+            ledger.note(tried(index, stream=number))
+    short = structs.replace(tried(2, stream=1), last_row=23, points=4, cut_short=True)
+    ledger.note(short)
+
+    assert ledger.tried_chunks(1, 0) == {0: tried(0, stream=1), 1: tried(1, stream=1), 2: short}
+    assert ledger.tried_chunks(1, 1) == {1: tried(1, stream=1), 2: short}
+    assert ledger.tried_chunks(0, 2) == {2: tried(2)}
+    assert ledger.tried_chunks(0, 3) == {}
+    ledger.note(Moved("https://other.example", 1))
+    assert ledger.tried_chunks(1, 0) == {}
+    ledger.close()
 
 
 def test_every_kind_of_line_is_taken_in() -> None:

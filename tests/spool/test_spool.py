@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from refusing import refuse
 from waiting import wait_until
 
@@ -25,7 +26,8 @@ from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.spool.disk_space import DiskSpace
 from atomscale_bluesky.spool.history import History
 from atomscale_bluesky.spool.journal_format import FORMAT, Header, Layout, Stop, decode_journal
-from atomscale_bluesky.spool.ledger_format import Discarded
+from atomscale_bluesky.spool.ledger import facts_of
+from atomscale_bluesky.spool.ledger_format import Discarded, Finalizing, LedgerLine, Obeyed, Opened, Parked
 from atomscale_bluesky.spool.lines import checksummed, encode
 from atomscale_bluesky.spool.orders import Discard, Edit, Retry
 from atomscale_bluesky.spool.run_claim import RunClaim
@@ -464,6 +466,41 @@ def finished(spool: Spool, uid: str) -> RunWriter:
     writer = spool.writers.create(header(uid))
     writer.append([row(0), encode(STOP)])
     return writer
+
+
+OPENED = Opened(0, "primary", 0, "run start", "label", "t", 10, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("broken_by", "orders", "noted"),
+    [
+        (Finalizing(0), 0, []),
+        (Finalizing(0), 2, []),
+        (structs.replace(OPENED, label="another"), 0, []),
+        (
+            structs.replace(OPENED, label="another"),
+            2,
+            [Obeyed(2)],
+        ),  # perhaps it was moved, and that must not be repeated
+    ],
+)
+def test_a_ledger_that_cannot_be_understood_is_noted_once(
+    spool: Spool, broken_by: LedgerLine, orders: int, noted: list[LedgerLine]
+) -> None:
+    folder = finished(spool, "b7c2e9f1").folder
+    path = folder / "ledger.jsonl"
+    path.write_bytes(b"".join(checksummed(encode(fact)) * 2 for fact in (OPENED, broken_by)))
+    for _ in range(orders):
+        spool.give_order(folder, Retry())
+
+    for _ in range(2):
+        claim = claimed(spool, folder)
+        state = claim.ledger.state
+        assert (state.parked_reason or "").startswith("line 3 of its ledger cannot follow those before it (")
+        assert (state.may_have_moved, state.orders_obeyed) == (isinstance(broken_by, Opened), orders if noted else 0)
+        claim.close()
+
+    assert [*facts_of(path)][2:] == [*noted, Parked(state.parked_reason or "")]
 
 
 def test_a_finished_run_moves_into_the_history_once_its_writer_is_done(spool: Spool) -> None:
