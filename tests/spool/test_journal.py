@@ -32,6 +32,12 @@ def payload(n: int, size: int = 0) -> bytes:
     return f'[{n:2}, "{"x" * size}"]'.encode()  # as wide for 9 as for 10
 
 
+def record(number: int, channels: int = 40) -> bytes:
+    found = encode_one(0, number, 1.5, "0b9c7c52-4a55-4d0e-9a53-2c1f4b8e7d60", [number + 0.5] * channels)
+    assert found is not None
+    return found
+
+
 def numbers(reader: JournalReader) -> list[int]:
     return [json.loads(found.payload)[0] for found in reader.read()]
 
@@ -852,6 +858,23 @@ def test_lines_are_read_on_where_the_last_look_at_a_segment_ended(open_writer: W
     assert reader.damaged == 0
 
 
+@pytest.mark.parametrize("follows", [checksummed(payload(2)), record(2)], ids=["text", "record"])
+def test_damage_that_ends_shortly_before_a_block_does_costs_no_line_behind_it(
+    tmp_path: Path, open_reader: Readers, follows: bytes
+) -> None:
+    first = checksummed(payload(1))
+    for before in range(13):  # as many bytes of the line that follows are in the block
+        damage = b"x" * (READ_BYTES - len(first) - before - 1) + b"\n"
+        segment_path(tmp_path, 1).write_bytes(first + damage + follows + first)
+        reader = open_reader()
+
+        found = [line.payload for line in reader.read()]
+
+        assert found == [payload(1), follows if follows.startswith(b"\xf5") else payload(2), payload(1)]
+        assert reader.damaged == 1
+        assert reader.position == Position(1, READ_BYTES - before + len(follows) + len(first))
+
+
 @pytest.mark.parametrize("there", [9, 10, 11])
 def test_lines_are_counted_that_are_shorter_than_the_first(tmp_path: Path, open_reader: Readers, there: int) -> None:
     segment_path(tmp_path, 1).write_bytes(
@@ -865,12 +888,6 @@ def test_lines_are_counted_that_are_shorter_than_the_first(tmp_path: Path, open_
 
 
 # ---- what a writer cuts off when it opens a journal ------------------------------------------------------------------
-
-
-def record(number: int, channels: int = 40) -> bytes:
-    found = encode_one(0, number, 1.5, "0b9c7c52-4a55-4d0e-9a53-2c1f4b8e7d60", [number + 0.5] * channels)
-    assert found is not None
-    return found
 
 
 def cut_by_a_writer(folder: Path, content: bytes) -> int:
@@ -889,6 +906,17 @@ def test_a_writer_cuts_off_a_torn_record_and_nothing_else(tmp_path: Path, channe
     assert cut_by_a_writer(tmp_path, whole) == 0
     for size in (1, 4, 9, 40, len(torn) // 2, len(torn) - 1):
         assert cut_by_a_writer(tmp_path, whole + torn[:size]) == size
+
+
+def test_a_torn_record_that_holds_the_byte_of_a_newline_is_cut_off_whole(tmp_path: Path) -> None:
+    torn = encode_one(10, 2570, 2.5, "0b9c7c52-4a55-4d0e-9a53-2c1f4b8e7d60", [0.5])  # 10 is the byte of a newline
+    assert torn is not None
+    assert torn.index(b"\n") < 10
+    text = checksummed(payload(7))
+
+    for whole in (text, record(0), b""):
+        for size in range(5, len(torn)):
+            assert cut_by_a_writer(tmp_path, whole + torn[:size]) == size
 
 
 def test_a_writer_leaves_an_intact_line_behind_a_damaged_record(tmp_path: Path) -> None:

@@ -16,9 +16,12 @@ from runs import growth, held
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.model.rows import Channel
 from atomscale_bluesky.server import LocalServer
-from atomscale_bluesky.spool.journal_events import MAX_ROWS, EventDigests, digest_of, fingerprint_of
-from atomscale_bluesky.spool.journal_format import Layout, pack_values
+from atomscale_bluesky.spool.journal_events import MAX_ROWS, EventDigests, digest_of, fingerprint_of, read_events
+from atomscale_bluesky.spool.journal_format import Layout, encode_row, pack_values
+from atomscale_bluesky.spool.journal_writer import JournalWriter
 from atomscale_bluesky.spool.kept_events import KeptEvents, KeptSpan
+from atomscale_bluesky.spool.lines import checksummed, encode
+from atomscale_bluesky.spool.row_record import encode_one
 from atomscale_bluesky.spool.spool import Spool
 from atomscale_bluesky.spool.stored_events import MAX_BYTES, load_events
 
@@ -85,6 +88,44 @@ def test_a_uid_that_needs_escapes_is_known_again(make_callback: MakeCallback) ->
         second(name, doc)
 
     assert second.ignored == {"event seen before": 4}
+
+
+@pytest.mark.parametrize("uid", ["e-1", 'quote "', "back\\slash", "Grö\u00dfe", "", "a,b", 7])
+@pytest.mark.parametrize("gaps", [{}, {"b": "not finite"}])
+@pytest.mark.parametrize("rounded", [[], ["a"]])
+def test_a_row_is_known_by_its_uid_time_and_values_however_it_is_written(
+    tmp_path: Path, uid: Any, gaps: dict[str, str], rounded: list[str]
+) -> None:
+    known = layout(3, "m", "a", "b")
+    values = [1.5, None if gaps else -0.25]
+    lines = [encode(known), encode_row(3, 0, 1760000000.125, uid, pack_values(values), gaps, rounded)]
+    record = None if gaps else encode_one(3, 1, 1760000000.125, uid, [1.5, -0.25])
+    writer = JournalWriter(tmp_path)
+    writer.append(b"".join(map(checksummed, lines)) + (record or b""))
+    writer.close()
+
+    events = read_events(tmp_path)
+
+    count = 1 if record is None else 2
+    assert list(events.uids) == [digest_of(uid)] * count
+    assert list(events.fingerprints) == [fingerprint_of(known, 1760000000.125, pack_values(values))] * count
+    assert (list(events.layout_places), events.layouts) == ([0] * count, [known])
+    other = fingerprint_of(known, 1760000000.125, pack_values([2.5, values[1]]))
+    assert events.fingerprints[0] != other
+
+
+def test_the_source_of_a_journal_made_up_its_uids_if_any_of_them_looks_so(tmp_path: Path) -> None:
+    for number, uids in enumerate((["e-1", "my event-2"], ["e-1", "event-d-2", "e-3"])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        writer = JournalWriter(folder)
+        lines = [encode(layout(0, "m", "a"))] + [
+            encode_row(0, n, 5.5, uid, pack_values([1])) for n, uid in enumerate(uids)
+        ]
+        writer.append(b"".join(map(checksummed, lines)))
+        writer.close()
+
+    assert [read_events(tmp_path / str(number)).made_up for number in range(2)] == [False, True]
 
 
 def test_rows_beyond_the_bound_are_counted_and_not_known() -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from msgspec import structs
 from refusing import refuse
@@ -23,6 +24,7 @@ from waiting import wait_until
 from atomscale_bluesky import SpoolError, SpoolFullError
 from atomscale_bluesky.errors import LineTooLongError
 from atomscale_bluesky.model.links import Links
+from atomscale_bluesky.spool import run_writer
 from atomscale_bluesky.spool.disk_space import DiskSpace
 from atomscale_bluesky.spool.history import History
 from atomscale_bluesky.spool.journal_format import FORMAT, Header, Layout, Stop, decode_journal
@@ -32,7 +34,7 @@ from atomscale_bluesky.spool.lines import checksummed, encode
 from atomscale_bluesky.spool.orders import Discard, Edit, Retry
 from atomscale_bluesky.spool.run_claim import RunClaim
 from atomscale_bluesky.spool.run_reader import has_stop, stop_of
-from atomscale_bluesky.spool.run_writer import RunWriter
+from atomscale_bluesky.spool.run_writer import OpenJournals, RunWriter
 from atomscale_bluesky.spool.run_writers import MAX_OWN_LOCKS
 from atomscale_bluesky.spool.segments import segment_path
 from atomscale_bluesky.spool.spool import Spool
@@ -450,6 +452,17 @@ def test_a_run_that_is_being_completed_does_not_look_like_one_that_is_written(
     claim.close()
 
 
+@pytest.mark.parametrize(
+    ("lines", "stopped"),
+    [([], False), ([row(0)], False), ([row(0), encode(STOP)], True), ([encode(STOP), row(0)], False)],
+)
+def test_a_journal_has_a_stop_only_at_its_end(tmp_path: Path, lines: list[bytes], stopped: bool) -> None:
+    (tmp_path / "journal-0001.jsonl").write_bytes(b"".join(map(checksummed, lines)))
+
+    assert has_stop(tmp_path) == stopped
+    assert stop_of(tmp_path) == (STOP if stopped else None)
+
+
 def test_a_run_that_was_stopped_keeps_its_own_stop(spool: Spool) -> None:
     writer = spool.writers.create(header())
     writer.append([encode(STOP)])
@@ -701,6 +714,34 @@ def test_the_header_is_in_the_journal_twice_and_mends_itself(spool: Spool) -> No
     claim = claimed(spool, folder)
     assert claim.header == header("mine")
     claim.close()
+
+
+def test_of_many_open_runs_few_have_their_journal_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_writer, "MAX_OPEN_JOURNALS", 3)
+    disk_space, journals, writers = DiskSpace(tmp_path, max_bytes=10**9, min_free_bytes=0), OpenJournals(), []
+    for number in range(7):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        writers.append(RunWriter(folder, header(str(number)), disk_space, sync_each=False, journals=journals))
+
+    def open_journals() -> int:
+        return sum(Path(file.path).name == "journal-0001.jsonl" for file in psutil.Process().open_files())
+
+    assert open_journals() == 3
+    for number in range(3):
+        for writer in writers:
+            writer.append([row(number)])
+            assert open_journals() == 3
+    for writer in writers[:5]:
+        writer.close()
+    assert open_journals() <= 2
+    for writer in writers[5:]:
+        writer.append([row(3)])
+    assert open_journals() == 2
+    for writer in writers:
+        writer.close()
+    lines = [(writer.folder / "journal-0001.jsonl").read_bytes().count(b"\n") for writer in writers]
+    assert lines == [5, 5, 5, 5, 5, 6, 6]  # the header stands there twice
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refusing import refuse
 from runs import growth
 from trees import tree
 from waiting import wait_until
@@ -24,6 +26,7 @@ from atomscale_bluesky.checks.doctor import Result, examine
 from atomscale_bluesky.server import Fault, LocalServer
 from atomscale_bluesky.spool.leftovers import is_beginning
 from atomscale_bluesky.spool.spool import Spool
+from atomscale_bluesky.spool.spool_folder import mark
 from atomscale_bluesky.status.clock_note import ClockNote, write_note
 from atomscale_bluesky.status.probe_results import Findings, read_findings, write_findings
 from atomscale_bluesky.status.spool_status import SpoolStatus
@@ -290,6 +293,18 @@ def test_processes_that_begin_at_the_same_time_share_one_spool(tmp_path: Path, b
 
     expected = folder / OURS if before == "other things" else folder
     assert {out.strip() for out, _ in told} == {str(expected)}, told
+
+
+def test_a_marker_that_another_process_makes_at_the_same_moment_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / MARKER).write_bytes(b"of another process")
+    with monkeypatch.context() as patched:
+        for call in ("stat", "lstat"):  # it is not there yet when it is looked for
+            refuse(patched, call, tmp_path / MARKER, errno.ENOENT)
+        mark(tmp_path)
+
+    assert (tmp_path / MARKER).read_bytes() == b"of another process"
 
 
 @posix
