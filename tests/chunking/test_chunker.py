@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from atomscale_bluesky.chunking.chunker import Chunker
 from atomscale_bluesky.chunking.cut_stream import Resumed
-from atomscale_bluesky.chunking.decisions import Decision, Leave, Open
+from atomscale_bluesky.chunking.decisions import CutShort, Decision, Leave, Open, Outgrown
 from atomscale_bluesky.delivery.run_delivery import RunDelivery
 from atomscale_bluesky.delivery.tasks.chunk_requests import Sent
 from atomscale_bluesky.delivery.tasks.work import Kind
@@ -24,7 +24,15 @@ from atomscale_bluesky.errors import ApiUnavailableError
 from atomscale_bluesky.model.chunk import Chunk
 from atomscale_bluesky.model.rows import Channel, Position, Row
 from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, pack_values
-from atomscale_bluesky.spool.ledger_format import ChannelLeft, Confirmed, Initialized, Opened, Tried
+from atomscale_bluesky.spool.ledger_format import (
+    ChannelLeft,
+    Confirmed,
+    Initialized,
+    Opened,
+    PreviewAnswered,
+    Previewed,
+    Tried,
+)
 from atomscale_bluesky.spool.ledger_state import LedgerState
 from atomscale_bluesky.spool.lines import encode
 from atomscale_bluesky.spool.spool import Spool
@@ -458,7 +466,13 @@ def test_a_part_of_a_chunk_keeps_its_place() -> None:
 
 
 def resumed(
-    story: Story, tried: list[tuple[int, int, int]], confirmed: list[int], damaged: set[int], *, points: int = 2
+    story: Story,
+    tried: list[tuple[int, int, int]],
+    confirmed: list[int],
+    damaged: set[int],
+    *,
+    points: int = 2,
+    left: Mapping[str, int] | None = None,
 ) -> list[Chunk]:
     """The chunks that are cut after a restart: some were tried, some confirmed, and some rows are damaged since."""
     notes = Notes(story.points_per_chunk)
@@ -468,6 +482,8 @@ def resumed(
         notes.state.apply(Tried(0, index, first, last, points, names, 1, first, T0 + last))
     for index in confirmed:
         notes.state.apply(Confirmed(0, index, T0))
+    for name, from_row in (left or {}).items():
+        notes.state.apply(ChannelLeft(0, name, from_row))
     stream = notes.state.streams[0]
     index, from_row, _ = stream.resume_point
     chunker = Chunker(story.layouts[0], non_finite=story.policy, streams=[Resumed(stream, index, from_row)])
@@ -516,6 +532,105 @@ def test_a_row_whose_number_stands_there_twice_moves_no_boundary_that_was_noted(
     chunks = resumed(story, [(0, 0, 1), (1, 2, 3)], [0], set(), points=3 if last_row_twice else 2)
 
     assert [(c.index, [int(time - T0) for time in c.times]) for c in chunks] == expected
+
+
+THREE = safe(2, "own_stream", *[[float(n) for n in range(8)]] * 3)
+
+
+@pytest.mark.parametrize(
+    ("left", "damaged", "expected"),
+    [
+        # Where a chunk ends, a channel that left there has no further point in the stream.
+        ({"b": 4}, set(), [(0, 1, "abc", [2, 3]), (0, 2, "ac", [4, 5]), (0, 3, "ac", [6, 7])]),
+        ({"b": 4, "c": 6}, set(), [(0, 1, "abc", [2, 3]), (0, 2, "ac", [4, 5]), (0, 3, "a", [6, 7])]),
+        # The row before that is damaged now, so its chunk has no end there. What the channel has of the chunk goes into
+        # a stream of its own, and what comes after that is in another one already.
+        ({"b": 4}, {3}, [(0, 1, "ac", [2]), (0, 2, "ac", [4, 5]), (0, 3, "ac", [6, 7]), (1, 0, "b", [2])]),
+        ({"b": 4}, {2, 3}, [(0, 2, "ac", [4, 5]), (0, 3, "ac", [6, 7])]),
+        (
+            {"b": 4, "c": 4},
+            {3},
+            [(0, 1, "a", [2]), (0, 2, "a", [4, 5]), (0, 3, "a", [6, 7]), (1, 0, "bc", [2])],
+        ),
+    ],
+)
+def test_a_channel_that_left_leaves_at_the_same_row_when_its_journal_is_read_again(
+    left: dict[str, int], damaged: set[int], expected: list[tuple[int, int, str, list[float]]]
+) -> None:
+    assert sorted(shape(resumed(THREE, [(0, 0, 1), (1, 2, 3)], [0], damaged, left=left))) == expected
+
+
+# ---- what a preview has shown ----------------------------------------------------------------------------------------
+
+
+class Shown:
+    """A stream of which some rows of the chunk of index 0 were shown."""
+
+    def __init__(self, rows: int = 3, points_per_chunk: int = 5, names: str = "ab") -> None:
+        self.notes = Notes(points_per_chunk)
+        self.notes.state.apply(Initialized(0, "id", "metrology"))
+        self.chunker = Chunker(
+            layout_of(0, names), non_finite="own_stream", streams=[Resumed(self.notes.state.streams[0])]
+        )
+        self.decisions: list[Decision] = []
+        for number in range(rows):
+            self.take(number, *[float(number)] * len(names))
+        (chunk,) = self.chunker.preview_of(0)
+        assert isinstance(chunk, Chunk)
+        self.notes.state.apply(Previewed.of(chunk))
+        self.notes.state.apply(PreviewAnswered(0, 0, taken=True))
+        self.shown = chunk
+
+    def take(self, number: int, *values: float | None) -> list[Decision]:
+        return [*self.chunker.take_row(Position(1, number), Row(0, number, T0 + number, "", list(values)))]
+
+
+def test_a_preview_shows_the_points_so_far_which_the_chunk_begins_with() -> None:
+    stream = Shown()
+    assert shape([stream.shown]) == [(0, 0, "ab", [0, 1, 2])]
+    assert list(stream.chunker.unfinished()) == [(0, 0, 2)]
+
+    assert stream.take(3, 3.0, 3.0) == []
+    assert list(stream.chunker.unfinished()) == [(0, 0, 3)]
+    (chunk,) = stream.take(4, 4.0, 4.0)
+
+    assert isinstance(chunk, Chunk)
+    assert shape([chunk]) == [(0, 0, "ab", [0, 1, 2, 3, 4])]
+    assert list(stream.chunker.unfinished()) == []
+    assert list(stream.chunker.preview_of(0)) == []
+    assert stream.take(5, 5.0, None) == [Leave(0, ("b",), 5)]  # of the next chunk nothing was shown
+
+
+def test_a_stream_that_would_split_after_a_preview_ends_with_what_was_shown() -> None:
+    stream = Shown()
+
+    assert stream.take(3, 3.0, None) == [CutShort(0), Outgrown(0)]
+    assert stream.take(4, 4.0, 4.0) == [Outgrown(0)]
+    assert stream.take(5, None, None) == []  # no channel has a point there
+    assert list(stream.chunker.unfinished()) == []
+    assert list(stream.chunker.finish()) == []
+
+
+def test_a_row_that_all_channels_lack_after_a_preview_splits_nothing() -> None:
+    stream = Shown()
+
+    assert stream.take(3, None, None) == []
+    assert [stream.take(4, 4.0, 4.0), list(stream.chunker.unfinished())] == [[], [(0, 0, 4)]]
+    (chunk,) = stream.chunker.finish()
+    assert isinstance(chunk, Chunk)
+    assert shape([chunk]) == [(0, 0, "ab", [0, 1, 2, 4])]
+
+
+@pytest.mark.parametrize("damaged", [0, 1, 2])
+def test_a_stream_of_which_a_row_is_damaged_that_was_shown_ends_with_what_was_shown(damaged: int) -> None:
+    state = Shown().notes.state.streams[0]
+    again = Chunker(layout_of(0, "ab"), non_finite="own_stream", streams=[Resumed(state)])
+    decisions: list[Decision] = []
+    for number in set(range(6)) - {damaged}:
+        decisions += again.take_row(Position(1, number), Row(0, number, T0 + number, "", [1.0, 2.0]))
+
+    assert decisions == [CutShort(0), Outgrown(0)]
+    assert list(again.finish()) == []
 
 
 # ---- patterns of gaps ------------------------------------------------------------------------------------------------

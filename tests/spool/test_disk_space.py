@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -301,6 +302,31 @@ def test_a_lock_has_one_owner_at_a_time_and_is_free_when_it_is_given_back(tmp_pa
     assert not is_held(path)
     assert other.acquire()
     other.release()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has other locks")
+def test_a_lock_is_seen_where_the_file_system_has_no_shared_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    real, path = fcntl.flock, tmp_path / "writer.lock"
+
+    def exclusive_only(descriptor: int, operation: int) -> None:
+        if operation & fcntl.LOCK_SH:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", exclusive_only)
+    lock = RunLock(path)
+    assert not is_held(path)
+    assert lock.acquire()
+    assert is_held(path)
+    lock.release()
+    for _ in range(2):  # to look takes nothing
+        assert not is_held(path)
+    assert lock.acquire()
+    lock.release()
 
 
 def test_a_lock_is_free_again_when_its_process_was_killed(tmp_path: Path) -> None:
