@@ -15,8 +15,6 @@ from atomscale_bluesky.api.answers import AnswerError
 from atomscale_bluesky.api.json_parts import STEP_BYTES, TooMuchError
 from atomscale_bluesky.api.stream_content import (
     MAX_ADDED,
-    MAX_ANSWER_BYTES,
-    MIN_ANSWER_BYTES,
     StreamContent,
     max_bytes,
     read_points,
@@ -307,10 +305,10 @@ def test_a_pause_is_made_after_every_step_whatever_is_read() -> None:
 
 
 def test_an_answers_bound_grows_with_its_points_between_a_floor_and_a_ceiling() -> None:
-    assert MIN_ANSWER_BYTES < max_bytes({"T": 40}) < MIN_ANSWER_BYTES + 50_000
-    assert max_bytes({}) == MIN_ANSWER_BYTES
-    assert max_bytes({"T": 100_000}) > 100 * 2**20
-    assert max_bytes(dict.fromkeys("abc", 10**9)) == MAX_ANSWER_BYTES
+    assert max_bytes({}) == 4 * 2**20
+    assert max_bytes({"T": 40}) == 4 * 2**20 + 40 * (1024 + 16)
+    assert max_bytes({"Tür": 40, "b": 7}) == 4 * 2**20 + 40 * (1024 + 16 * 4) + 7 * (1024 + 16)
+    assert max_bytes(dict.fromkeys("abc", 10**9)) == 2**30
 
 
 def traced(body: bytes, due: Mapping[str, int]) -> tuple[int, Exception | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from atomscale_bluesky import SpoolFullError
+from atomscale_bluesky import SpoolError, SpoolFullError
 from atomscale_bluesky.model.rows import Position
 from atomscale_bluesky.spool import line_bounds
 from atomscale_bluesky.spool.journal_reader import MAX_PEEK_BYTES, READ_BYTES, JournalReader
@@ -481,7 +482,7 @@ def test_a_torn_tail_before_the_next_segment_counts_as_one_damaged_line(tmp_path
 LIMITED = """
     import json, resource, signal, sys
     from pathlib import Path
-    from atomscale_bluesky import SpoolFullError
+    from atomscale_bluesky import SpoolError, SpoolFullError
     from atomscale_bluesky.spool.journal_reader import JournalReader
     from atomscale_bluesky.spool.journal_writer import JournalWriter
     from atomscale_bluesky.spool.lines import checksummed
@@ -543,6 +544,100 @@ def test_a_disk_without_any_room_refuses_the_line_and_says_so(tmp_path: Path) ->
 
     assert file.size == 0
     file.close()
+
+
+class Disk:
+    """A disk whose next writes fail, each in the way that is said: an error's number, or how many bytes it takes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.next: list[int | str] = []
+        self._write, self._cut = os.write, os.ftruncate
+        monkeypatch.setattr(os, "write", self._writes)
+        monkeypatch.setattr(os, "ftruncate", self._cuts)
+
+    def _writes(self, descriptor: int, data: bytes) -> int:
+        failure = self.next.pop(0) if self.next else ""
+        if isinstance(failure, int):
+            raise OSError(failure, os.strerror(failure))
+        return self._write(descriptor, data[: len(data) // 2] if failure == "half" else data)
+
+    def _cuts(self, descriptor: int, size: int) -> None:
+        if self.next and self.next[0] == "cannot cut":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self.next.pop(0)))
+        self._cut(descriptor, size)
+
+
+@pytest.mark.parametrize("failure", [errno.ENOSPC, "half"])
+def test_a_line_that_finds_a_full_disk_is_written_when_room_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: int | str
+) -> None:
+    disk, made = Disk(monkeypatch), []
+    file = LineFile(tmp_path / "lines", make_room=lambda: made.append("room"))
+    for number in range(3):
+        disk.next = [failure] if number else []
+        file.append(checksummed(payload(number)))
+    assert len(made) == 2
+    for _ in range(2):
+        disk.next = [failure, failure]  # the room was not enough
+        with pytest.raises(SpoolFullError, match=r"lines .*\. Free some space"):
+            file.append(checksummed(payload(7)))
+    assert len(made) == 4
+    file.append(checksummed(payload(3)))
+    file.close()
+
+    assert (tmp_path / "lines").read_bytes() == b"".join(checksummed(payload(number)) for number in range(4))
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"), [(errno.EIO, SpoolError), (errno.EFBIG, SpoolFullError), (errno.ENOSPC, SpoolFullError)]
+)
+def test_a_write_that_fails_says_what_was_wrong_and_no_room_is_made_for_what_that_cannot_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: int, kind: type[SpoolError]
+) -> None:
+    disk, made = Disk(monkeypatch), []
+    file = LineFile(tmp_path / "lines", make_room=None if failure == errno.ENOSPC else lambda: made.append("room"))
+    disk.next = [failure]
+
+    with pytest.raises(SpoolError, match=f"lines cannot take more: {os.strerror(failure)}") as caught:
+        file.append(checksummed(payload(0)))
+
+    assert (type(caught.value), caught.value.errno, made, file.size, file.whole_size()) == (kind, failure, [], 0, 0)
+    file.close()
+
+
+def test_half_a_line_that_cannot_be_removed_is_removed_before_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, file = Disk(monkeypatch), LineFile(tmp_path / "lines")
+    file.append(checksummed(payload(0)))
+    disk.next = ["half", "cannot cut"]
+    with pytest.raises(SpoolError, match="lines ends in half a line that cannot be removed"):
+        file.append(checksummed(payload(1)))
+    assert (tmp_path / "lines").stat().st_size > file.size
+    disk.next = ["cannot cut"]
+    with pytest.raises(SpoolError, match="cannot be removed"):
+        file.append(checksummed(payload(1)))
+
+    file.append(checksummed(payload(1)))
+
+    assert (tmp_path / "lines").read_bytes() == checksummed(payload(0)) + checksummed(payload(1))
+    assert file.size == file.whole_size() == (tmp_path / "lines").stat().st_size
+    file.close()
+
+
+def test_a_file_that_was_closed_until_it_is_needed_goes_on(tmp_path: Path) -> None:
+    file = LineFile(tmp_path / "lines")
+    for number in range(3):
+        file.append(checksummed(payload(number)))
+        file.close_until_needed()
+        assert file.whole_size() == (number + 1) * len(checksummed(payload(0)))
+    file.sync()
+    (tmp_path / "lines").rename(tmp_path / "elsewhere")
+
+    with pytest.raises(SpoolError, match=f"lines cannot be opened again: {os.strerror(errno.ENOENT)}"):
+        file.append(checksummed(payload(3)))
+    file.close()
+    assert (tmp_path / "elsewhere").read_bytes().count(b"\n") == 3
 
 
 def test_a_folder_that_takes_no_further_file_refuses_new_lines_and_keeps_the_old(tmp_path: Path) -> None:

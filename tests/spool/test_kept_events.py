@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import time
@@ -11,19 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
+from refusing import refuse
 from runs import growth, held
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.model.rows import Channel
 from atomscale_bluesky.server import LocalServer
 from atomscale_bluesky.spool.journal_events import MAX_ROWS, EventDigests, digest_of, fingerprint_of, read_events
-from atomscale_bluesky.spool.journal_format import Layout, encode_row, pack_values
+from atomscale_bluesky.spool.journal_format import (
+    DataKey,
+    Described,
+    Header,
+    Layout,
+    LeftOut,
+    Stop,
+    encode_row,
+    pack_values,
+)
 from atomscale_bluesky.spool.journal_writer import JournalWriter
 from atomscale_bluesky.spool.kept_events import KeptEvents, KeptSpan
 from atomscale_bluesky.spool.lines import checksummed, encode
 from atomscale_bluesky.spool.row_record import encode_one
 from atomscale_bluesky.spool.spool import Spool
-from atomscale_bluesky.spool.stored_events import MAX_BYTES, load_events
+from atomscale_bluesky.spool.stored_events import MAX_BYTES, load_events, store_events
 
 MakeCallback = Callable[..., AtomscaleCallback]
 
@@ -201,6 +213,61 @@ def test_where_a_run_goes_on_with_its_own_uids_equal_rows_are_new_ones() -> None
 
     assert of(kept, "e2", 1.0, a=5.0) is None
     assert of(kept, "e1", 1.0, a=5.0) == set()
+
+
+RUN = "20260101T020000-deadbeef"
+
+
+def run_with_events(spool: Path) -> Path:
+    """A journal with each kind of line that its run needs to go on."""
+    folder = spool / RUN
+    folder.mkdir()
+    lines: list[Any] = [
+        Header(1, "b7c2e9f1", 1760000000.0, "growth", 10, "primary", "https://api.atomscale.ai", "null"),
+        Described("d-1", "m", {"a": DataKey()}),
+        *BASES,
+        LeftOut("", "text", 3, {"note": 3}),
+    ]
+    rows = [encode_row(n % 2, n // 2, 5.5 + n, f"event-d-1-{n // 2}", pack_values([n])) for n in range(6)]
+    stop = Stop(1760000100.0, "", "no stop document", interrupted=True)
+    writer = JournalWriter(folder)
+    writer.append(b"".join(map(checksummed, [*map(encode, lines), *rows, encode(stop)])))
+    writer.close()
+    return folder
+
+
+def test_the_events_of_a_run_are_loaded_as_they_were_stored(tmp_path: Path) -> None:
+    folder = run_with_events(tmp_path)
+    events = read_events(folder)
+    assert (len(events.uids), len(events.descriptors), len(events.left_out), events.made_up) == (6, 1, 1, True)
+    assert [bool(one) for one in events.fingerprints] == [True, False] * 3  # each second row is of the same event
+
+    assert store_events(folder) == (f"{RUN}.events", ["d-1"])
+
+    assert load_events(tmp_path, f"{RUN}.events") == structs.replace(events, stop=None)  # whose run was interrupted
+
+
+def test_a_list_of_events_that_is_gone_damaged_or_none_of_ours_tells_nothing(tmp_path: Path) -> None:
+    store_events(run_with_events(tmp_path))
+    path = tmp_path / f"{RUN}.events"
+    for name in ("20260101T020000-0badbeef.events", f"../{tmp_path.name}/{RUN}.events", "None"):
+        assert load_events(tmp_path, name) is None
+    whole = path.read_bytes()
+    damaged = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in (0, 4, len(whole) - 1)]
+    for content in (b"", whole[:4], whole[:-1], *damaged):
+        path.write_bytes(content)
+        assert load_events(tmp_path, path.name) is None
+    path.write_bytes(whole)
+    assert load_events(tmp_path, path.name) is not None
+
+
+def test_on_a_full_disk_no_list_of_events_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run_with_events(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    refuse(monkeypatch, "replace", tmp_path, errno.ENOSPC)
+
+    assert store_events(folder) is None
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_files_of_events_that_are_too_large_together_go_oldest_first_and_no_others(

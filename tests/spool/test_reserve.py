@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
 from refusing import refuse
 
 from atomscale_bluesky.spool import own_files
-from atomscale_bluesky.spool.reserve import NAME, Reserve, min_bytes
+from atomscale_bluesky.spool.reserve import NAME, Reserve, is_full, is_limit, min_bytes, with_room
 
 MIB, GIB = 2**20, 2**30
 
@@ -175,3 +176,95 @@ def test_giving_it_up_removes_it_once_and_a_foreign_file_never(folder: Path) -> 
     (folder / NAME).write_bytes(b"somebody's own")
     reserve.release()
     assert (folder / NAME).read_bytes() == b"somebody's own"
+
+
+def refuse_to_write(monkeypatch: pytest.MonkeyPatch, failure: int) -> list[int]:
+    """Let no file be written; how many bytes were to be."""
+    asked: list[int] = []
+
+    def refused(descriptor: int, data: bytes) -> int:
+        asked.append(len(data))
+        raise OSError(failure, os.strerror(failure))
+
+    monkeypatch.setattr(os, "write", refused)
+    return asked
+
+
+def test_where_a_quota_is_used_up_it_is_tried_again_after_a_while(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reserve, now = Reserve(folder), time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with monkeypatch.context() as patched:
+        asked = refuse_to_write(patched, errno.ENOSPC)
+        assert not reserve.maintain(0, GIB, 100 * GIB)
+        now += 9.9
+        assert not reserve.maintain(0, GIB, 100 * GIB)
+        assert len(asked) == 1
+        now += 0.1
+        assert not reserve.maintain(0, GIB, 100 * GIB)
+        assert len(asked) == 2
+    assert list(folder.iterdir()) == []
+    now += 10
+    assert kept(reserve, 0, GIB, 100 * GIB) == MIB
+
+    assert caplog.records == []
+
+
+def test_where_the_disk_fails_there_is_none_and_it_is_not_tried_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve = Reserve(folder)
+    with monkeypatch.context() as patched:
+        refuse_to_write(patched, errno.EIO)
+        assert reserve.maintain(0, GIB, 100 * GIB)  # readings are kept all the same
+    assert reserve.maintain(0, GIB, 100 * GIB)
+
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("failure", [errno.ENOSPC, errno.EIO])
+def test_it_keeps_its_size_if_it_cannot_grow(folder: Path, failure: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    reserve, write = Reserve(folder), os.write
+    assert kept(reserve, 0, GIB, 100 * GIB) == MIB
+    before = (folder / NAME).read_bytes()
+
+    def half(descriptor: int, data: bytes) -> int:
+        if len(data) < 2**18:
+            raise OSError(failure, os.strerror(failure))
+        return write(descriptor, data[: 2**17])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", half)
+        assert reserve.maintain(64 * MIB - 2**18, GIB, 100 * GIB)  # a little less than 2 MiB
+    assert (folder / NAME).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("error", "full", "limit"),
+    [
+        (errno.ENOSPC, True, False),
+        (getattr(errno, "EDQUOT", errno.ENOSPC), True, False),
+        (errno.EFBIG, False, True),
+        (errno.EIO, False, False),
+    ],
+)
+def test_an_error_tells_whether_the_disk_is_full_or_a_file_too_large(error: int, full: bool, limit: bool) -> None:
+    assert (is_full(OSError(error, "")), is_limit(OSError(error, ""))) == (full, limit)
+
+
+def test_a_step_for_which_the_disk_is_full_is_taken_again_when_there_is_room() -> None:
+    made: list[str] = []
+
+    def step() -> str:
+        if not made:
+            raise OSError(errno.ENOSPC, "full")
+        return "done"
+
+    assert with_room(step, lambda: made.append("room")) == "done"
+    assert made == ["room"]
+    with pytest.raises(FileNotFoundError):
+        with_room(Path("missing").stat, lambda: made.append("more"))
+    with pytest.raises(OSError, match="full"):
+        with_room(lambda: made.clear() or step(), lambda: None)
+    assert made == []
