@@ -392,6 +392,33 @@ def test_early_events_have_room_again_when_their_descriptors_have_come(settings:
             assert take_all(recorder, [descriptor, stop])[0].rows == 1
 
 
+@pytest.mark.parametrize("runs", [1, 2])
+def test_an_event_that_finds_no_room_to_wait_is_left_out_of_the_only_open_run(
+    settings: Settings, make_callback: MakeCallback, caplog: pytest.LogCaptureFixture, runs: int
+) -> None:
+    first, second = list(growth(points=1)), list(growth(points=1))
+    first[2][1]["data"]["k0"] = np.zeros(10**6 + 1)  # one value more than may wait
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [first[0], second[0]][:runs])
+        assert recorder.take(*first[2]) == Accepted(left_out={"its descriptor never came": 2})
+        assert recorder.ignored == {"event": 1}
+        take_all(recorder, [first[1], first[3]])
+    account = next(run for run in make_callback(offline=True).status() if run.run_uid == first[0][1]["uid"])
+
+    assert dict(account.points.left_out) == ({"its descriptor never came": 2} if runs == 1 else {})
+    assert "because too many wait for their descriptors: 100,000 documents or 1,000,000 values may" in caplog.text
+
+
+def test_early_events_that_are_given_up_are_counted_and_wait_no_longer(settings: Settings) -> None:
+    first, second = list(growth(points=2)), list(growth(points=1))
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [first[0], second[0], first[2], first[3], second[2]])
+        recorder.give_up_early_events([first[1][1]["uid"], "unknown"])
+        assert recorder.early_descriptors == {second[1][1]["uid"]}
+        assert recorder.ignored == {"event": 2}
+        assert take_all(recorder, [first[1], second[1]])[1].rows == 1  # the descriptor takes what waits for it
+
+
 def test_a_completed_run_gives_no_early_event_a_reason_to_wait(settings: Settings, make_callback: MakeCallback) -> None:
     interrupted, (start, _, *events, stop) = list(growth(points=1)), list(growth(points=3))
     with DocumentRecorder(settings) as recorder:
