@@ -25,7 +25,17 @@ from atomscale_bluesky.model.rows import Channel, Position, Row, Rows
 from atomscale_bluesky.spool.gil_yield import GilYield
 from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, pack_values
 from atomscale_bluesky.spool.journal_writer import JournalWriter
-from atomscale_bluesky.spool.ledger_format import ChannelLeft, GivenUp, Initialized, Opened, Parked, Tried
+from atomscale_bluesky.spool.ledger_format import (
+    ChannelLeft,
+    Ended,
+    Finalizing,
+    GivenUp,
+    Initialized,
+    Initializing,
+    Opened,
+    Parked,
+    Tried,
+)
 from atomscale_bluesky.spool.lines import checksummed, encode
 from atomscale_bluesky.spool.locks import WRITER_LOCK, is_held
 from atomscale_bluesky.spool.row_record import encode_one
@@ -507,6 +517,91 @@ def test_with_one_stream_per_run_a_stream_of_other_channels_joins_it_and_the_nex
     assert delivery.run.state.streams[1].opening.joins == 0
     assert open_stream(delivery.run.run_chunker, "monitor") == "growth (2)"  # the channel is in the first one already
     assert delivery.run.state.streams[2].opening.joins is None
+
+
+MADE = [Initializing(0, "metrology"), Initialized(0, "id", "metrology")]
+
+
+@pytest.mark.parametrize(
+    ("facts", "opening", "joins"),
+    [
+        ([], {}, 0),
+        (MADE[:1], {}, 0),
+        (MADE, {}, 0),
+        ([*MADE, Finalizing(0)], {}, None),
+        ([*MADE, Ended(0, "too large")], {}, None),
+        ([Parked("it is too large", 0)], {}, None),
+        ([], {"points_per_chunk": 20}, None),
+        ([], {"points_per_chunk": 10}, 0),
+        ([], {"channels": ("x", "c1")}, None),  # the stream has one of them already
+        ([], {"channels": None}, 0),  # those of its time base, which has no layout yet
+    ],
+)
+def test_with_one_stream_per_run_channels_join_the_stream_if_it_can_take_them(
+    deliver: Deliver, facts: list[Any], opening: dict[str, Any], joins: int | None
+) -> None:
+    delivery = deliver([layout(2)], layout="run")
+    for fact in facts:
+        delivery.claim.ledger.note(fact)
+    run_chunker = delivery.run.run_chunker
+    run_chunker.read_on()
+    given: Any = {"why": "event stream", "time_base": "gauge", "from_row": 0, "position": START, "channels": ("x",)}
+
+    opened = run_chunker.openings.open(**(given | opening))
+
+    assert (opened.stream, opened.joins) == (1, joins)
+    assert opened.points_per_chunk == opening.get("points_per_chunk", 10)
+    first = delivery.run.state.streams[0].opening
+    assert (opened.token == first.token, opened.label == first.label) == (joins == 0, joins == 0)
+
+
+def test_channels_join_no_stream_made_before_one_that_has_them(deliver: Deliver) -> None:
+    delivery = deliver([layout(1)], layout="run")
+    run_chunker = delivery.run.run_chunker
+    run_chunker.read_on()
+    given: Any = {"why": "event stream", "time_base": "gauge", "from_row": 0, "position": START}
+    opened = [
+        run_chunker.openings.open(**given, channels=channels, points_per_chunk=points)
+        for channels, points in ((("x",), 20), (("y",), 10), (("x",), 10), (("z",), 20), (("x", "z"), 20))
+    ]
+
+    assert [one.joins for one in opened] == [None, 0, None, 1, None]
+
+
+def noted(index: int, channels: tuple[str, ...] = ("c0", "c1")) -> Tried:
+    return Tried(0, index, 10 * index, 10 * index + 9, 10, channels, 1, 0, T0)
+
+
+@pytest.mark.parametrize("damaged", [set(), {12}, {19}, set(range(10, 20))])
+def test_chunks_that_were_tried_are_cut_again_as_they_were(deliver: Deliver, damaged: set[int]) -> None:
+    lines = [text(n, [float(n), n / 8]) for n in range(45) if n not in damaged]
+    lines.insert(25, text(3, [-1.0, -1.0]))  # damage: its number is lower than the last one, so it was not sent
+    delivery = deliver([layout(2), *lines, STOP])
+    run_chunker = delivery.run.run_chunker
+    all_chunks(run_chunker)
+    stream = delivery.run.state.streams[0]
+
+    chunks = [*run_chunker.recut(stream, {index: noted(index) for index in (1, 2)})]
+
+    rows = {index: [n for n in range(10 * index, 10 * index + 10) if n not in damaged] for index in (1, 2)}
+    assert {chunk.index: [time - T0 for time in chunk.times] for chunk in chunks} == {
+        index: numbers for index, numbers in rows.items() if numbers
+    }
+    assert all([*chunk.columns[1].values] == [n / 8 for n in rows[chunk.index]] for chunk in chunks)
+    assert [*run_chunker.recut(stream, {})] == []
+
+
+def test_a_chunk_of_some_of_the_channels_is_cut_again_without_the_others(deliver: Deliver) -> None:
+    lines = [text(n, [float(n), None if n == 10 else 1.0]) for n in range(45)]
+    delivery = deliver([layout(2), *lines, STOP])
+    run_chunker = delivery.run.run_chunker
+    all_chunks(run_chunker)
+    stream = delivery.run.state.streams[0]
+    assert stream.left_at_row == {"c1": 10}
+
+    chunks = [*run_chunker.recut(stream, {0: noted(0), 1: noted(1, ("c0",))})]
+
+    assert [(chunk.index, chunk.names, chunk.points) for chunk in chunks] == [(0, ("c0", "c1"), 10), (1, ("c0",), 10)]
 
 
 def test_channels_that_all_lack_the_same_rows_stay_in_one_stream_without_these_rows(deliver: Deliver) -> None:
