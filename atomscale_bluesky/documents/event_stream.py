@@ -170,8 +170,10 @@ class EventStream:
             out.append(row)
             base.rows_if_written = base.rows + 1
         times.last_time = time  # only now: an event that cannot be used tells nothing about the next one's times
-        if gaps and chooser.add_channels_for(data, None, None):
-            return self._lines(data, uid, time, None, None)
+        if gaps:
+            data = self.readings_of(doc)  # a key in the place of a missing one may be external
+            if chooser.add_channels_for(data, None, None):
+                return self._lines(data, uid, time, None, None)
         return out
 
     def lines_of_keys(self, doc: Mapping[str, Any], keys: Set[str]) -> list[bytes]:

@@ -280,7 +280,9 @@ class LayoutChooser:
             left_out = {other: reason for other, reason in self.left_out.items() if other != _left_out_name(key)}
             sources = [*base.sources, source]
             base = base.with_sources(sources, self._layout(base.layout.time_base, sources, left_out))
-            self.left_out, self.watched, self.bases, self.usual_answer = left_out, watched, [base, *others], None
+            self.left_out, self.watched, self.bases = left_out, watched, [base, *others]
+            # The next event notes what is usual now. If the key's data are external, no event is.
+            self.usual_keys, self.usual_answer = -1, None
 
     def grow_arrays(self, data: Mapping[Any, Any]) -> bool:
         """Give an array a channel for each element. Return True if there are new ones."""

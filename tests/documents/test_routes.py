@@ -650,6 +650,74 @@ def test_an_external_number_is_taken_if_filled_says_nothing_about_its_key(
     assert [entry["left_out"] for entry in Spool(spool_dir).history.entries()] == [{"text": 1}]
 
 
+def external_run() -> list[Document]:
+    """A run whose external numbers are filled in twice; the others stand for files."""
+    given = [("datum/0", False), (5.0, True), (1002, False), (1003, False), (6.0, True)]
+    events = [event("d", n, {"x": x, "T": 20.0 + n}) for n, (x, _) in enumerate(given, start=1)]
+    for (_, doc), (_, filled) in zip(events, given, strict=True):
+        doc["filled"] = {"x": filled}
+    return run_of(descriptor("d", "primary", x=number(external="FILESTORE:"), T=number()), *events)
+
+
+FORMS: dict[str, Callable[[list[Document]], list[Document]]] = {
+    "events": lambda events: events,
+    "one page": lambda events: [page(events)],
+    "pages": lambda events: [page([one]) for one in events],
+    "a page, then events": lambda events: [page(events[:2]), *events[2:]],
+    "bulk events": lambda events: [("bulk_events", {"d": [doc for _, doc in events]})],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_external_number_that_is_not_filled_in_is_no_point_behind_one_that_is(
+    make_callback: MakeCallback, server: LocalServer, form: str
+) -> None:
+    start, described, *events, stop = external_run()
+    callback = make_callback()
+
+    play(callback, [start, described, *FORMS[form](events), stop])
+
+    assert callback.drain(20)
+    assert points(server) == {"x": [(2.0, 5.0), (5.0, 6.0)], "T": [(float(n), 20.0 + n) for n in range(1, 6)]}
+
+
+def test_an_external_number_that_is_not_filled_in_is_no_point_in_the_place_of_a_missing_key(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    datum = event("second", 3, {"T": 3.0, "x": 1002})
+    datum[1]["filled"] = {"x": False}
+    play(
+        callback,
+        run_of(
+            descriptor("first", "primary", T=number(), U=number()),
+            descriptor("second", "primary", T=number(), U=number(), x=number(external="FILESTORE:")),
+            event("first", 1, {"T": 1.0, "U": 10.0}),
+            event("second", 2, {"T": 2.0, "U": 20.0}),
+            datum,
+        ),
+    )
+
+    assert callback.drain(20)
+    assert points(server) == {"T": [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)], "U": [(1.0, 10.0), (2.0, 20.0)]}
+
+
+def test_a_replay_with_new_uids_takes_no_event_twice_whose_external_number_is_not_filled_in(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    start, described, *events, stop = external_run()
+    first = make_callback(offline=True)
+    play(first, [start, described, *events[:-1]])
+    first.close()
+    renewed = [(name, doc | {"uid": str(uuid.uuid4())}) for name, doc in events]
+
+    second = make_callback()
+    play(second, [start, described, *renewed, stop])
+
+    assert second.drain(20)
+    assert second.ignored == {"event seen before": 4}
+    assert points(server) == {"x": [(2.0, 5.0), (5.0, 6.0)], "T": [(float(n), 20.0 + n) for n in range(1, 6)]}
+
+
 @pytest.mark.parametrize("made_up", [False, True])
 def test_a_reading_is_taken_after_a_restart_if_a_monitor_kept_its_value_and_stamp(
     make_callback: MakeCallback, server: LocalServer, made_up: bool
