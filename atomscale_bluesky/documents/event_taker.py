@@ -20,6 +20,7 @@ from ..model.loss import Loss
 from ..spool.journal_format import is_row
 from ..spool.own_files import OUT_OF_RESOURCES
 from .accepted import KNOWN, NOTHING, PUT_OFF, Accepted
+from .description import Description
 from .descriptor import mapping_of
 from .early_events import MAX_DOCUMENTS, MAX_VALUES, EarlyEvents
 from .event_page import only_rows
@@ -70,6 +71,8 @@ class EventTaker:
             run.leave_out_malformed(doc)
             raise
         if seen:
+            if uid in run.seen_before_start:
+                _recognise_seen(run, known, doc)
             self._ignored.counts[SEEN_BEFORE] += 1
             return KNOWN
         if event_stream is None:
@@ -126,6 +129,9 @@ class EventTaker:
         answer = NOTHING  # … and the answer for the others
         if len(different) < rows or not (different.isdisjoint(run.seen) and different.isdisjoint(run.seen_before)):
             new = _rows_not_seen(run, uids)
+            if not different.isdisjoint(run.seen_before_start):
+                for row in sorted(set(range(rows)).difference(new)):
+                    _recognise_seen(run, known, doc, row)
             self._ignored.counts[SEEN_BEFORE] += rows - len(new)
             answer = Accepted(known=rows - len(new))
         if event_stream is None:
@@ -348,6 +354,35 @@ def _rows_not_seen(run: OpenRun, uids: Sequence[Any]) -> list[int]:
         if uid not in run.seen and uid not in run.seen_before:
             rows.setdefault(uid, row)
     return list(rows.values())
+
+
+def _recognise_seen(
+    run: OpenRun,
+    known: tuple[OpenRun, EventStream | None, Description],
+    doc: Mapping[str, Any],
+    row: int | None = None,
+) -> None:
+    """Count an event that this process has seen as come, in the earlier journals of its run.
+
+    Otherwise a new event with the same time and values would be taken for it.
+
+    Args:
+        run: The run. Its start document has come again since.
+        known: What is known of the event's descriptor.
+        doc: The event, or a page of events.
+        row: The event's row in the page.
+    """
+    _, event_stream, description = known
+    if event_stream is None or run.earlier_events is None:
+        return
+    with suppress(Exception):  # a foreign object; the event was taken all the same
+        event = doc if row is None else event_of(doc, row)
+        if event["uid"] not in run.seen_before_start:
+            return
+        if description is not event_stream.description:
+            event_stream.describe(description)
+        kept_readings_of(run.earlier_events, event_stream, event)
+        run.seen_before_start.discard(event["uid"])  # last: after an interruption it comes again
 
 
 def _listed(events: Any) -> list[Any]:

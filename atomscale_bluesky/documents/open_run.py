@@ -70,6 +70,8 @@ class OpenRun:
         # Uids of earlier events, at least of the last `REMEMBERED_EVENTS`.
         self.seen: set[str] = set()  # the youngest
         self.seen_before: set[str] = set()  # the ones before those
+        # Those seen when the start document came again, and not since: the earlier journals do not know that they came.
+        self.seen_before_start: set[str] = set()
         self.keeps_all_uids = False  # True while the events of one document are taken one by one
         self._layouts = 0
         self._left_out: Counter[tuple[str, str]] = Counter()  # reason, key
@@ -99,6 +101,11 @@ class OpenRun:
             else None
         )
         return taken
+
+    def begin_again(self, earlier_events: KeptEvents) -> None:
+        """Note that the run comes again from its start document, and that its journals hold these events."""
+        self.seen_before_start = self.seen | self.seen_before
+        self.earlier_events = earlier_events
 
     def shared_description(self, description: Description) -> Description:
         """Return the first description of the run that says the same: this one, if there is none."""

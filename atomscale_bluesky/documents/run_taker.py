@@ -74,7 +74,7 @@ class RunTaker:
         if open_run is not None:
             self._ignored.ignore("start", f"a second start document of run {uid} is ignored")
             if known is not None and known.earlier_events is not None:
-                open_run.earlier_events = known.earlier_events  # an event may repeat one older than those remembered
+                open_run.begin_again(known.earlier_events)  # an event may repeat one older than those remembered
             return KNOWN
         is_ours = known is None or known.state is RunState.INTERRUPTED
         if not is_ours or (self._runs.remembered.has_ended(uid) and not self._resend):

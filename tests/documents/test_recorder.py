@@ -443,6 +443,57 @@ def test_any_of_many_completed_runs_goes_on(
         assert recorder.ignored == {"event seen before": 3}
 
 
+def alike(uids: str) -> list[Document]:
+    """A run of long ago, by a coarse clock: its second and third event have one time and one value."""
+    documents = old(points=4)
+    for n, (at, (_, event)) in enumerate(zip((0, 1, 1, 2), documents[2:-1], strict=True)):
+        at += documents[0][1]["time"]
+        event |= {"uid": f"{uids}{n}", "time": at, "data": {"k0": 5.0, "k1": 6.0}}
+        event["timestamps"] = {"k0": at, "k1": at}
+    return documents
+
+
+TOGETHER: dict[str, Callable[[list[Document]], list[Document]]] = {
+    "events": lambda events: events,
+    "page": lambda events: [("event_page", pack_event_page(*(doc for _, doc in events)))],
+    "bulk events": lambda events: [("bulk_events", {events[0][1]["descriptor"]: [doc for _, doc in events]})],
+}
+
+
+@pytest.mark.parametrize("form", TOGETHER)
+def test_an_event_that_is_like_a_kept_one_is_taken_when_a_completed_run_comes_again(
+    settings: Settings, make_callback: MakeCallback, server: LocalServer, form: str
+) -> None:
+    start, descriptor, *events, stop = alike("e")
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        take_all(recorder, [start, descriptor, *events[:2]])
+        recorder.complete_open_runs()
+        answers = take_all(recorder, [start, descriptor, *TOGETHER[form](events), stop])
+        assert sum(answers, Accepted()) == Accepted(rows=2, known=3)  # one is the start
+        assert recorder.ignored == {"start": 1, "event seen before": 2}
+
+    assert make_callback().drain(20)
+    assert held(server) == {"k0": [5.0] * 4, "k1": [6.0] * 4}
+
+
+@pytest.mark.parametrize("form", TOGETHER)
+@pytest.mark.parametrize("begun", [False, True], ids=["nothing new yet", "a new event"])
+def test_an_event_that_is_like_a_kept_one_is_taken_when_a_replay_with_new_uids_begins_again(
+    settings: Settings, make_callback: MakeCallback, server: LocalServer, begun: bool, form: str
+) -> None:
+    start, descriptor, *events, stop = alike("e")
+    with DocumentRecorder(settings) as first:
+        take_all(first, [start, descriptor, *events[:2]])
+    renewed = [(name, doc | {"uid": f"new {doc['uid']}"}) for name, doc in events]
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [start, descriptor, *renewed[:2], *(renewed[3:] if begun else [])])
+        answers = take_all(recorder, [start, descriptor, *TOGETHER[form](renewed), stop])
+        assert sum(one.rows for one in answers) == (1 if begun else 2)
+
+    assert make_callback().drain(20)
+    assert held(server) == {"k0": [5.0] * 4, "k1": [6.0] * 4}
+
+
 def test_completed_runs_take_bounded_memory(settings: Settings) -> None:
     with DocumentRecorder(settings, redelivers=True) as recorder:
         recorder.complete_open_runs()
