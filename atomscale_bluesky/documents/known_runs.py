@@ -240,7 +240,8 @@ class KnownRuns:
             events = load_events(self._spool.path, str(entry.get("events")))
             if events is not None:
                 earlier.append(events)
-                continue
+                if events.uids or not events.rows_not_remembered:
+                    continue  # otherwise the disk was full, and the file has no rows
             first_times = dict(entry.get("since") or {})
             for time_base, last in dict(entry.get("until") or {}).items():
                 spans.setdefault(time_base, []).append(KeptSpan(first_times.get(time_base, math.nan), last))

@@ -1,9 +1,9 @@
 """Disk space that the spool holds back for itself, so that a full disk does not block delivery.
 
 On a full disk nothing could be delivered: each delivery is noted before it is sent, and an order is a line in a file.
-So one file of the spool holds nothing but space. It is removed when a ledger, an order, the history or a run's stop
-finds no disk space, and such lines use the space that it leaves. When delivered runs have left the spool, there is
-space to make the reserve again.
+So one file of the spool holds nothing but space. It is removed when a ledger, an order, the history, the list of an
+interrupted run's events or a run's stop finds no disk space, and these use the space that it leaves. When delivered
+runs have left the spool, there is space to make the reserve again.
 
 The file is filled with random bytes, since a file system may store neither zeros nor holes. Removing it is one call,
 which fails harmlessly if another process was first, so processes need no lock to agree.

@@ -25,7 +25,7 @@ from .own_files import refuse_links_in
 from .run_reader import HEAD, LEDGER, append_to_copy, has_stop, lines_to_copy
 from .segments import segment_path, segments
 from .session_lock import is_session_alive
-from .stored_events import store_events
+from .stored_events import StoredEvents, store_events, write_events
 from .sync import sync_folder
 
 _logger = logging.getLogger(__name__)
@@ -148,17 +148,22 @@ class RunClaim:
     def finish(self, entry: dict[str, Any], gil_yield: GilYield | None = None) -> bool:
         """Move a finalized run into the history. Return False while its writer still has files open.
 
-        The events of an interrupted run stay known, in case it is replayed.
+        The events of an interrupted run stay known, in case it is replayed. If they cannot be stored, the run stays.
+
+        Raises:
+            SpoolError: A file cannot be read or written.
         """
         lock = RunLock(self.folder / WRITER_LOCK)
         if not lock.acquire():
             return False
         try:
-            self._to_history(entry, gil_yield)
+            stored = self._to_history(entry, gil_yield)
             foreign = self._remove(lock)
         except BaseException:
             lock.release()
             raise
+        if stored is not None and stored.whole is not None:
+            self._store_rows(stored.path, stored.whole)
         if foreign:
             _logger.warning(
                 "run %s is finished; its folder %s stays, because it holds files that the package did not make: %s",
@@ -166,16 +171,29 @@ class RunClaim:
             )  # fmt: skip
         return True
 
-    def _to_history(self, entry: dict[str, Any], gil_yield: GilYield | None) -> None:
-        """Write the run's entry into the history, unless it is there."""
+    def _to_history(self, entry: dict[str, Any], gil_yield: GilYield | None) -> StoredEvents | None:
+        """Write the run's entry into the history, unless it is there. Return what was stored of its events."""
         folder = entry["folder"] = self.folder.name
         # A process that died between these two steps leaves the run in both places. The next process only removes it.
         if self._perhaps_in_history and self._history.entries_with("folder", folder):
-            return
+            return None
+        stored = None
         if entry.get("interrupted"):
-            kept = store_events(self.folder, gil_yield)
-            entry["events"], entry["descriptors"] = kept or (None, [])
+            stored = store_events(self.folder, gil_yield, make_room=self._make_room)
+            entry["events"] = stored.path.name if stored else None
+            entry["descriptors"] = stored.descriptors if stored else []
         self._history.add(entry)
+        return stored
+
+    def _store_rows(self, path: Path, whole: bytes) -> None:
+        """Store the list of the run's events, for which the disk had no space before the journal was removed."""
+        try:
+            write_events(path, whole)
+        except OSError as error:
+            _logger.warning(
+                "run %s was interrupted, and the list of its events cannot be stored: if it comes again, some of its "
+                "readings may arrive twice: %s", self.header.run_uid, error,
+            )  # fmt: skip
 
     def _remove(self, lock: RunLock) -> list[str]:
         """Remove the run from the spool, with its writer's lock, and return the names of files that are not ours."""

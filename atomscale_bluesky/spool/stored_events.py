@@ -10,18 +10,23 @@ import re
 import sys
 import zlib
 from array import array
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
+from ..errors import SpoolError, SpoolFullError
 from .atomic_file import replace_file
 from .gil_yield import GilYield
 from .journal_events import WHOLE_EVENT, EventDigests, read_events
 from .journal_format import Described, Header, Layout, LeftOut, decode_journal
+from .line_file import write_error
 from .lines import encode
 from .own_files import read_own
+from .reserve import with_room
 
 # Total size of the files of interrupted runs that left the spool. The oldest are removed first. The newest stays
 # whatever its size.
@@ -42,16 +47,67 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     lines: list[bytes] = []  # header, descriptors, layouts and what was left out, in this order
 
 
-def store_events(folder: Path, gil_yield: GilYield | None = None) -> tuple[str, list[str]] | None:
-    """Store the events of an interrupted run that leaves the spool.
+class StoredEvents(NamedTuple):
+    """What was stored of an interrupted run's events."""
+
+    path: Path
+    descriptors: list[str]  # their uids
+    # The whole file, if it did not fit on the disk and has no rows yet. Write it once the journal is removed.
+    whole: bytes | None
+
+
+def store_events(
+    folder: Path, gil_yield: GilYield | None = None, *, make_room: Callable[[], object] = lambda: None
+) -> StoredEvents | None:
+    """Store the events of an interrupted run that leaves the spool. The file survives a power cut.
+
+    If the disk is full, the file has what the run needs to go on, and no rows.
+
+    Args:
+        folder: The run's.
+        gil_yield: Makes way for a plan's thread.
+        make_room: Called when the disk is full, before the file is written again.
 
     Returns:
-        The file's name, and the uids of the run's descriptors; None if the disk is full.
+        What was stored; None if the folder has a name that the package does not give.
+
+    Raises:
+        SpoolError: The file cannot be written, not even without rows.
     """
     events = read_events(folder, gil_yield)
     name = f"{folder.name}.events"
     if not _NAME.fullmatch(name):
         return None
+    path, whole, left = folder.parent / name, _content_of(events), None
+    try:
+        with_room(lambda: write_events(path, whole), make_room)
+    except SpoolFullError:
+        # The journal is larger than the list of its rows, so there is space for the list once the journal is removed.
+        # Waiting for space instead could be for ever, if nothing but the journal fills the disk.
+        write_events(path, _content_of(_without_rows(events)))
+        left = whole
+    return StoredEvents(path, list(events.descriptors), left)
+
+
+def write_events(path: Path, content: bytes) -> None:
+    """Write the file of a run's events. It survives a power cut.
+
+    Raises:
+        SpoolFullError: The disk has no space for it. What was there before stays.
+        SpoolError: The file cannot be written for another reason.
+    """
+    try:
+        replace_file(path, content, durable=True)
+    except SpoolError:
+        raise
+    except OSError as error:
+        raise write_error(f"{path} cannot be written", error) from error
+    with suppress(OSError):
+        _remove_oldest(path.parent, path.name)
+
+
+def _content_of(events: EventDigests) -> bytes:
+    """Return the content of the file with these events."""
     header = [events.header] if events.header else []
     lines = [*header, *events.descriptors.values(), *events.layouts, *events.left_out]
     stored = msgspec.msgpack.encode(
@@ -66,14 +122,17 @@ def store_events(folder: Path, gil_yield: GilYield | None = None) -> tuple[str, 
             lines=[encode(line) for line in lines],
         )
     )
-    try:
-        # The run's journal is removed next, so this has to survive a power cut.
-        replace_file(folder.parent / name, zlib.crc32(stored).to_bytes(4, "little") + stored, durable=True)
-    except OSError:
-        return None
-    with suppress(OSError):
-        _remove_oldest(folder.parent, name)
-    return name, list(events.descriptors)
+    return zlib.crc32(stored).to_bytes(4, "little") + stored
+
+
+def _without_rows(events: EventDigests) -> EventDigests:
+    return replace(
+        events,
+        uids=array("Q"),
+        layout_places=array("H"),
+        fingerprints=array("Q"),
+        rows_not_remembered=events.rows_not_remembered + len(events.uids),
+    )
 
 
 def load_events(spool: Path, name: str) -> EventDigests | None:

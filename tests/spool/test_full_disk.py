@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from runs import growth, held
+from runs import Document, growth, held
 from waiting import wait_until
 
-from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky import AtomscaleCallback, DocumentRecorder, Settings
 from atomscale_bluesky.server import LocalServer
 from atomscale_bluesky.spool.runs_not_kept import NotKept
 from atomscale_bluesky.spool.spool import Spool
@@ -118,6 +118,72 @@ def test_a_run_that_was_interrupted_leaves_a_disk_without_a_byte(
 
     assert sum(map(len, held(server).values())) == 800
     assert [entry["interrupted"] for entry in Spool(disk.spool).history.entries()] == [True]
+
+
+INTERRUPTED = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from waiting import wait_until
+from atomscale_bluesky import DocumentRecorder, Settings
+
+spool, rows = Path(sys.argv[1]), int(sys.argv[4])
+recorder = DocumentRecorder(
+    Settings.load(environ={}, spool_dir=str(spool), endpoint=sys.argv[2], spool_min_free_bytes=0), redelivers=True
+)
+recorder.take("start", {"uid": "run", "time": 1e9})
+key = {"source": "sim", "dtype": "number", "shape": []}
+recorder.take("descriptor", {"uid": "d", "run_start": "run", "name": "primary", "data_keys": {"x": key}})
+for begin in range(0, rows, 1000):
+    numbers = range(begin, begin + 1000)
+    times = [1e9 + n for n in numbers]
+    recorder.take("event_page", {
+        "descriptor": "d", "uid": [f"e{n}" for n in numbers], "time": times, "seq_num": [n + 1 for n in numbers],
+        "data": {"x": [float(n) for n in numbers]}, "timestamps": {"x": times}, "filled": {},
+    })
+recorder.sync()
+wait_until(lambda: (spool / "reserve.bin").exists())
+if sys.argv[5] == "closed":
+    recorder.close()
+os._exit(1)
+"""
+
+
+def interrupted(spool: Path, server: LocalServer, rows: int, how: str = "killed") -> None:
+    """A run from a bus, of which some rows are kept when its process is killed, or its recorder closed."""
+    tests = str(Path(__file__).parents[1])
+    arguments = [sys.executable, "-c", INTERRUPTED, str(spool), server.url, tests, str(rows), how]
+    assert subprocess.run(arguments, timeout=60, check=False).returncode == 1
+
+
+def rest(begin: int, end: int) -> list[Document]:
+    """The rest of that run: its events from a number on, and its stop document."""
+    events: list[Document] = [
+        ("event", {"uid": f"e{n}", "descriptor": "d", "time": 1e9 + n, "seq_num": n + 1, "data": {"x": float(n)},
+                   "timestamps": {"x": 1e9 + n}, "filled": {}})
+        for n in range(begin, end)
+    ]  # fmt: skip
+    stop = {"uid": "s", "run_start": "run", "time": 2e9, "exit_status": "success", "num_events": {"primary": end}}
+    return [*events, ("stop", stop)]
+
+
+@pytest.mark.parametrize("rows", [2_000, 40_000], ids=["in the reserve", "once the journal is gone"])
+def test_an_interrupted_run_that_left_a_full_disk_goes_on_with_each_reading_once(
+    make_callback: MakeCallback, server: LocalServer, disk: Disk, rows: int
+) -> None:
+    interrupted(disk.spool, server, rows)
+    disk.fill()
+    assert make_callback(spool_dir=str(disk.spool)).drain(timeout_s=50)
+    disk.free_all()
+
+    settings = Settings.load(environ={}, spool_dir=str(disk.spool), endpoint=server.url, spool_min_free_bytes=0)
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        wait_until(lambda: recorder.has_room)
+        answers = [recorder.take(name, doc) for name, doc in rest(rows - 10, rows + 20)]  # the bus repeats some
+
+    assert [(one.rows, one.known) for one in answers] == [(0, 1)] * 10 + [(1, 0)] * 20 + [(0, 0)]
+    assert make_callback(spool_dir=str(disk.spool)).drain(timeout_s=20)
+    assert held(server)["x"] == [float(n) for n in range(rows + 20)]
 
 
 def test_the_reserve_is_not_eaten_by_new_readings_and_comes_back_with_the_room(
@@ -279,6 +345,36 @@ def test_what_does_not_fit_is_written_once_room_was_made(tmp_path: Path) -> None
 
     assert done.stdout.split() == ["1"]
     assert len((tmp_path / "ledger.jsonl").read_bytes().splitlines()) == 30
+
+
+@pytest.mark.parametrize("from_the_beginning", [False, True])
+def test_an_interrupted_run_goes_on_if_the_list_of_its_events_never_fits(
+    server: LocalServer, spool_dir: Path, from_the_beginning: bool
+) -> None:
+    """A limit on the size of files stands for a disk that another program fills again at once."""
+    pytest.importorskip("resource")
+    interrupted(spool_dir, server, 10_000, "closed")
+    program = (
+        "import resource, sys; hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))\n"
+        "from atomscale_bluesky.__main__ import main; sys.exit(main())\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if "ATOMSCALE" not in name}
+    environment |= {"ATOMSCALE_API_KEY": server.api_key, "ATOMSCALE_API_ENDPOINT": server.url}
+    arguments = [sys.executable, "-c", program, "upload", "--spool-dir", str(spool_dir), "--timeout", "50"]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+    settings = Settings.load(environ={}, spool_dir=str(spool_dir), endpoint=server.url, spool_min_free_bytes=0)
+    documents = rest(10_000, 10_020)
+    if from_the_beginning:
+        key = {"source": "sim", "dtype": "number", "shape": []}
+        described = {"uid": "d", "run_start": "run", "name": "primary", "data_keys": {"x": key}}
+        documents = [("start", {"uid": "run", "time": 1e9}), ("descriptor", described), *rest(0, 10_020)]
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        assert sum(recorder.take(name, doc).rows for name, doc in documents) == 20
+    told = " ".join(done.stdout.split())
+    assert "the list of its events cannot be stored: if it comes again, some of its readings may arrive twice" in told
 
 
 def test_a_run_that_found_no_room_is_counted_and_taken_when_it_is_replayed(

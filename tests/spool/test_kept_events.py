@@ -15,6 +15,7 @@ import pytest
 from msgspec import structs
 from refusing import refuse
 from runs import growth, held
+from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback
 from atomscale_bluesky.model.rows import Channel
@@ -371,3 +372,28 @@ def test_the_list_of_events_is_on_the_disk_before_the_journal_is_removed(
     of_the_run = [before for path, before in removed if path.endswith(("head.jsonl", "journal-0001.jsonl"))]
     assert len(of_the_run) == 2
     assert all(number in before for before in of_the_run)
+
+
+def test_a_run_whose_list_of_events_cannot_be_written_stays_and_holds_up_no_other(
+    make_callback: MakeCallback, spool_dir: Path, server: LocalServer
+) -> None:
+    before = make_callback(offline=True)
+    for name, doc in list(growth(points=5, keys=1))[:-1]:
+        before(name, doc)
+    before.close()
+    (folder,) = Spool(spool_dir).run_folders()
+    in_its_place = spool_dir / f"{folder.name}.events"
+    in_its_place.mkdir()
+
+    callback = make_callback()
+    other = list(growth(points=7, keys=1))
+    for name, doc in other:
+        callback(name, doc)
+    wait_until(lambda: len(Spool(spool_dir).history.entries()) == 1 and len(held(server)["k0"]) == 12)
+    assert Spool(spool_dir).history.entries()[0]["run_uid"] == other[0][1]["uid"]
+    assert Spool(spool_dir).run_folders() == [folder]
+
+    in_its_place.rmdir()
+    assert callback.drain(timeout_s=20)
+    assert [entry["interrupted"] for entry in Spool(spool_dir).history.entries()] == [False, True]
+    assert in_its_place.is_file()
