@@ -17,7 +17,7 @@ from refusing import refuse
 from runs import growth, held
 from waiting import wait_until
 
-from atomscale_bluesky import AtomscaleCallback
+from atomscale_bluesky import AtomscaleCallback, SpoolFullError
 from atomscale_bluesky.model.rows import Channel
 from atomscale_bluesky.server import LocalServer
 from atomscale_bluesky.spool.journal_events import MAX_ROWS, EventDigests, digest_of, fingerprint_of, read_events
@@ -243,7 +243,7 @@ def test_the_events_of_a_run_are_loaded_as_they_were_stored(tmp_path: Path) -> N
     assert (len(events.uids), len(events.descriptors), len(events.left_out), events.made_up) == (6, 1, 1, True)
     assert [bool(one) for one in events.fingerprints] == [True, False] * 3  # each second row is of the same event
 
-    assert store_events(folder) == (f"{RUN}.events", ["d-1"])
+    assert store_events(folder) == (tmp_path / f"{RUN}.events", ["d-1"], None)
 
     assert load_events(tmp_path, f"{RUN}.events") == structs.replace(events, stop=None)  # whose run was interrupted
 
@@ -262,12 +262,15 @@ def test_a_list_of_events_that_is_gone_damaged_or_none_of_ours_tells_nothing(tmp
     assert load_events(tmp_path, path.name) is not None
 
 
-def test_on_a_full_disk_no_list_of_events_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_disk_that_takes_nothing_no_list_of_events_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = run_with_events(tmp_path)
     before = sorted(tmp_path.iterdir())
     refuse(monkeypatch, "replace", tmp_path, errno.ENOSPC)
 
-    assert store_events(folder) is None
+    with pytest.raises(SpoolFullError):
+        store_events(folder)
     assert sorted(tmp_path.iterdir()) == before
 
 
