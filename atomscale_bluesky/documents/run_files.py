@@ -86,6 +86,11 @@ class RunFiles:
         self.change: _Change | None = None  # begun; still set if an exception from a signal handler ended it
 
     @property
+    def source_redelivers(self) -> bool:
+        """Return True if the source gives a document again that was not acknowledged, the present one or another."""
+        return self._redelivers
+
+    @property
     def redelivers(self) -> bool:
         """Return True if the present document is given again if it could not be written."""
         return self._redelivers and not self.leaves_out
@@ -118,8 +123,10 @@ class RunFiles:
     def describe(self, run: OpenRun, descriptions: Mapping[str, Description]) -> bool:
         """Write down what descriptors say, by uid, for a process that resumes the run. The caller then resets `change`.
 
+        If they do not come again, they are also written while the spool is full, as far as its allowance goes.
+
         Returns:
-            False if they could not be written.
+            False if they could not be written, and might be later.
         """
         lines = [line for uid, description in descriptions.items() for line in descriptor_lines(uid, description)]
         if run.writer is None:
@@ -128,11 +135,25 @@ class RunFiles:
             return True
         self.change = (run, None, lines, (), None, run.writer.written)
         try:
-            run.writer.append(lines)
+            self._append_descriptors(run.writer, lines)
         except SpoolError as error:
-            self._ignored.log_later(logging.DEBUG, "a descriptor of run %s could not be kept: %s", run.uid, error)
-            return False
+            comes_again = self.redelivers and not isinstance(error, LineTooLongError)
+            if comes_again:
+                self._ignored.log_later(logging.DEBUG, "a descriptor of run %s could not be kept: %s", run.uid, error)
+            else:
+                text = (
+                    f"a descriptor of run {run.uid} could not be kept, so a process that resumes the run cannot take "
+                    f"its events: {error}"
+                )
+                self._ignored.log_once(f"descriptor not kept {run.uid}", text, logging.ERROR)
+            return isinstance(error, LineTooLongError)
         return True
+
+    def _append_descriptors(self, writer: RunWriter, lines: list[bytes]) -> None:
+        if self.redelivers:
+            writer.append(lines)
+        else:
+            writer.append_within_allowance(lines)
 
     def make_folder_if_due(self, run: OpenRun) -> bool:
         """Make a folder for a run that has none, if that may succeed by now. Return True as `make_folder` does."""
@@ -225,7 +246,7 @@ class RunFiles:
                 self.describe(run, run.descriptions)
             elif run.writer is not None and not _has_written(run.writer, payloads, before):
                 with suppress(SpoolError):  # as in `describe`
-                    run.writer.append(payloads)
+                    self._append_descriptors(run.writer, payloads)
             self._notify_of_journal(run)
         elif run.writer is not None and _has_written(run.writer, payloads, before):
             event_stream.note_written()

@@ -103,7 +103,9 @@ class RunTaker:
     def descriptor(self, doc: Mapping[str, Any]) -> Accepted:
         """Keep what a descriptor says. Return `KNOWN` if its run is skipped.
 
-        Return `TRY_AGAIN` if it cannot be written and its source gives it again.
+        Return `TRY_AGAIN` if it cannot be written and its source gives it again. Do so even if readings are left out
+        meanwhile, unless the run has no files: without the descriptor, a process that resumes the run takes no event of
+        it, however much room there is then.
 
         Raises:
             DocumentError: The run's start document never came.
@@ -128,7 +130,8 @@ class RunTaker:
         else:
             described = self._files.describe(run, {uid: description}) or self._is_described(run, uid)
         self._files.change = None
-        if self._files.redelivers and not described:
+        has_files = run.writer is not None or run.has_only_ended_journals
+        if not described and (self._files.redelivers or (self._files.source_redelivers and has_files)):
             del run.descriptions[uid]  # so that it is new when it comes again
             return TRY_AGAIN
         return NOTHING

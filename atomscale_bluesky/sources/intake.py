@@ -44,6 +44,11 @@ _NO_ROOM_FOR_RUN = (
     "a run is larger than the spool may be: it stays in the spool until it has ended, so nothing makes room; set a "
     "larger `spool_max_bytes` and begin again, and the run goes on where it was"
 )
+_NO_ROOM_FOR_DESCRIPTOR = (
+    "the spool has no room for a descriptor, and without it no later event of its event stream could be taken: the "
+    "runs that are being recorded fill the spool; set a larger `spool_max_bytes` and begin again, and they go on where "
+    "they were"
+)
 _NOT_TAKEN = "the spool cannot be read or written at present, as the log says"
 
 
@@ -63,6 +68,7 @@ class Intake:
         ending: When it is set, the document in hand is completed and the rest is left to the source.
         leaves_out: What to do if the runs that are being recorded fill the spool by themselves: count the readings that
             find no room as left out, or end with a `SourceError`. The latter is for a source that can be read again.
+            A descriptor that finds no room ends any source so. Small ones find room beyond the limit.
         monotonic: The clock of the batches.
     """
 
@@ -190,6 +196,8 @@ class Intake:
                         self._reported_waiting = False
                         _logger.warning("documents are taken again")
                     return accepted
+                if leave_out and name == "descriptor":
+                    raise SourceError(_NO_ROOM_FOR_DESCRIPTOR)
             self._report_waiting(_NOT_TAKEN if self._recorder.has_room else _NO_ROOM)
             if self._ending.is_set():
                 return None

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from .own_files import is_run_name
-from .reserve import Reserve, min_bytes
+from .reserve import MIN_BYTES, Reserve, min_bytes
 
 _logger = logging.getLogger(__name__)
 
@@ -26,6 +26,9 @@ CATCH_UP_INTERVAL_S = 0.05  # while some runs have not been measured yet
 NEW_PER_UPDATE, KNOWN_PER_UPDATE = 500, 32
 # A folder's modification time may be as coarse as 2 s. For this long after a change the folder is listed again.
 COARSE_S = 3.0
+# What one process may write while there is no room, apart from the ends of its runs. It is a quarter of the smallest
+# usual reserve, so that on a full disk most of the reserve is left for delivery.
+ALLOWANCE_BYTES = MIN_BYTES // 4
 
 
 class DiskSpace:
@@ -46,6 +49,7 @@ class DiskSpace:
         self._min_free_bytes = min_free_bytes
         self._free_enough = True
         self._why_not_free = ""
+        self._allowance = ALLOWANCE_BYTES
         self._lacks_reserve = False  # the disk was full, and the reserve has not been made again since
         self._reserve = Reserve(path)
         self._sizes: OrderedDict[str, int] = OrderedDict()  # by folder name, the one measured longest ago first
@@ -85,6 +89,16 @@ class DiskSpace:
         """Why new readings cannot be kept, while that is so. Reads no disk."""
         size = f"it holds {self.used_bytes / 1e6:.0f} of {self._max_bytes / 1e6:.0f} MB (spool_max_bytes)"
         return self._why_not_free or size
+
+    def use_allowance(self, n_bytes: int) -> bool:
+        """Return True if so many bytes may be written although there is no room. They count as used.
+
+        An update that finds room again renews the allowance.
+        """
+        if n_bytes > self._allowance:
+            return False
+        self._allowance -= n_bytes
+        return True
 
     def note_disk_full(self) -> None:
         """Note that the disk is full: new readings are left out until an update finds free space again."""
@@ -133,6 +147,8 @@ class DiskSpace:
                 self._attempt("free space", lambda: self._update_free_space(maintain_reserve=maintain_reserve))
             finally:
                 self._is_measuring = False
+            if self._free_enough and self.used_bytes < self._max_bytes:
+                self._allowance = ALLOWANCE_BYTES
 
     def _attempt(self, what: str, step: Callable[[], None]) -> None:
         try:

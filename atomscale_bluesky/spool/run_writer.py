@@ -116,7 +116,8 @@ class RunWriter:
         """Append these lines, all or none. They survive a killed process once this returns.
 
         With `durability = "event"` they survive a power cut too. With `beyond_limits` the spool's limits do not count,
-        only the disk's. That is for the few bytes that say how a run ended. For them the reserve is released.
+        only the disk's. That is for a few bytes, such as those that say how a run ended. For them the reserve is
+        released.
 
         An exception raised by a signal handler may end this call at any point. `recover_append` finds out
         afterwards what was written.
@@ -168,6 +169,23 @@ class RunWriter:
                     self.sync_failed = True
                     return error
         return None
+
+    def append_within_allowance(self, payloads: list[bytes]) -> OSError | None:
+        """Append these lines as `append` does. If there is no room for them, they use the spool's allowance.
+
+        That is for lines without which later readings would be lost, although there may be room for these.
+
+        Raises:
+            SpoolFullError: There is no disk space, and the allowance is used up. The journal is unchanged.
+            LineTooLongError: As `append` raises it.
+            SpoolError: The file cannot be written.
+        """
+        try:
+            return self.append(payloads)
+        except SpoolFullError:
+            if not self._disk_space.use_allowance(sum(len(_as_written(one)) for one in payloads)):
+                raise
+        return self.append(payloads, beyond_limits=True)
 
     def recover_append(self, payloads: list[bytes], written_before: int) -> bool:
         """Return True if an `append` of these lines has written them. Needed only if it may have been interrupted.

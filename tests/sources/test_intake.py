@@ -17,7 +17,7 @@ from waiting import wait_until
 from atomscale_bluesky import AtomscaleCallback, DocumentRecorder, Settings
 from atomscale_bluesky.documents import early_events
 from atomscale_bluesky.server import LocalServer
-from atomscale_bluesky.sources.incoming import IDLE, UNREADABLE, Incoming, idle, unreadable
+from atomscale_bluesky.sources.incoming import IDLE, UNREADABLE, Incoming, SourceError, idle, unreadable
 from atomscale_bluesky.sources.intake import Intake
 from atomscale_bluesky.spool.spool import Spool
 
@@ -343,6 +343,75 @@ def test_a_run_that_begins_within_one_that_fills_the_spool_is_noted_as_not_kept(
     assert len(bus.acknowledged) == len(bus.documents)
     (run,) = make_callback(offline=True).status().not_kept
     assert (run.run_uid, run.readings) == (inner[0][1]["uid"], 3)
+
+
+def second_stream(run: list[Document], points: int) -> list[Document]:
+    """The descriptor of a second event stream of this run, and its events."""
+    _, descriptor, *events, _ = growth(points=points, keys=1, first=1000)
+    name = ("descriptor", descriptor[1] | {"run_start": run[0][1]["uid"], "name": "second"})
+    return [name, *events]
+
+
+def test_a_descriptor_that_comes_while_its_run_fills_the_spool_is_kept_for_the_next_process(
+    settings: Settings, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    run = list(growth(points=20_000, keys=1))
+    second = second_stream(run, 10)
+    bus = Bus([*run[:-1], *second[:6]])
+    intake = taken(settings.replaced(spool_max_bytes=1_000_000), bus)
+    assert len(bus.acknowledged) == len(bus.documents)
+    assert intake.left_out == {"no room in the spool": 20_005 - intake.rows}
+
+    rest = taken(settings, Bus([*second[6:], run[-1]]))
+
+    assert (rest.rows, rest.left_out, rest.unusable, rest.without_start) == (5, {}, {}, {})
+    assert make_callback().drain(20)
+    assert [1005.0, 1006.0, 1007.0, 1008.0, 1009.0] in [
+        series.values for stream in server.streams() for series in server.points(stream.data_id).values()
+    ]
+
+
+def test_descriptors_without_room_end_the_intake_before_one_is_acknowledged_that_is_not_kept(
+    settings: Settings, spool_dir: Path
+) -> None:
+    small = settings.replaced(spool_max_bytes=1_000_000)
+    run = list(growth(points=20_000, keys=1))
+    descriptor = run[1][1]
+    again: list[Document] = [("descriptor", descriptor | {"uid": f"again {n}"}) for n in range(2000)]
+    event = run[2][1]
+    last: Document = ("event", event | {"uid": "last", "descriptor": "again 1999", "time": event["time"] + 1000})
+    bus = Bus([*run[:-1], *again, last, run[-1]])
+    with DocumentRecorder(small, redelivers=True) as recorder:
+        with pytest.raises(SourceError, match="no room for a descriptor, .*; set a larger `spool_max_bytes`"):
+            Intake(recorder).take_all(bus)
+        used = sum(file.stat().st_size for file in spool_dir.glob("*/journal-*"))
+    assert len(run) - 1 < len(bus.acknowledged) < len(run) - 1 + len(again)
+    assert bus.acknowledged == list(range(len(bus.acknowledged)))
+    assert 1_000_000 < used < 1_000_000 + 2**18 + 50_000
+
+    rest = taken(settings, bus)
+
+    assert (rest.rows, rest.left_out, rest.unusable) == (1, {}, {})
+    assert len(bus.acknowledged) == len(bus.documents)
+
+
+def test_a_descriptor_too_long_to_be_kept_holds_no_source_back(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = list(growth(points=3, keys=1))
+    key = run[1][1]["data_keys"]["k0"] | {"choices": ["x" * 2**26]}
+    run[1] = ("descriptor", run[1][1] | {"data_keys": {"k0": key}})
+    bus, ending = Bus(run), threading.Event()
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        thread = threading.Thread(target=Intake(recorder, ending).take_all, args=(bus,))
+        thread.start()
+        try:
+            wait_until(lambda: not thread.is_alive())
+        finally:
+            ending.set()
+            thread.join(20)
+    assert len(bus.acknowledged) == len(bus.documents)
+    assert f"a descriptor of run {run[0][1]['uid']} could not be kept, so a process that resumes" in caplog.text
 
 
 def test_a_stop_is_taken_without_room_so_that_its_run_can_leave_the_spool(
