@@ -202,7 +202,9 @@ class DocumentRecorder:
         return self._spool.writers.has_room
 
     def may_get_room(self) -> bool:
-        """Return False if the runs that are being recorded here reach `spool_max_bytes`. May read the disk.
+        """Return False if the runs that are being recorded reach `spool_max_bytes`. May read the disk.
+
+        Runs of other processes count too, unless this recorder has no run itself.
 
         They can only leave the spool when they end. So a source that waits with its next document until there is room
         waits for ever if their stop documents are behind it.

@@ -41,8 +41,8 @@ _NO_ROOM = (
     "and so does free space on its disk, or a larger `spool_max_bytes`"
 )
 _NO_ROOM_FOR_RUN = (
-    "a run is larger than the spool may be: it stays in the spool until it has ended, so nothing makes room; set a "
-    "larger `spool_max_bytes` and begin again, and the run goes on where it was"
+    "the runs that are being recorded fill the spool: each stays in it until it has ended, so nothing makes room; set "
+    "a larger `spool_max_bytes` and begin again, and the run goes on where it was"
 )
 _NO_ROOM_FOR_DESCRIPTOR = (
     "the spool has no room for a descriptor, and without it no later event of its event stream could be taken: the "

@@ -9,6 +9,7 @@ Bounded: the settings limit the spool's size and set its disk's free-space floor
     spool          the folder of all runs: finds and claims them, and takes orders for them
     run_writers    the runs that this process writes, and the threads that sync them and watch the disk
     run_writer     the writing end of one run; run_reader is its reading end
+    written_runs   which runs a living process writes
     disk_space     the spool's limit and its disk's free space; runs_not_kept, the runs for which there was none
     leftovers      folders of runs that died at their start
     run_claim      the delivering end of a run: one process at a time

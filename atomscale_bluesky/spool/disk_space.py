@@ -73,16 +73,28 @@ class DiskSpace:
             self.update(maintain_reserve=True)
         return self._free_enough and self.used_bytes < self._max_bytes
 
-    def is_filled_by(self, names: Collection[str]) -> bool:
-        """Return True if these runs alone reach the spool's limit.
+    def is_filled_by(self, names: Collection[str], is_written: Callable[[str], bool]) -> bool:
+        """Return True if these runs, and all others that are being written, reach the spool's limit.
 
-        Measures them again if they did not reach it when they were last measured.
+        Measures these runs again if they did not reach it when they were last measured.
+
+        Args:
+            names: Runs that are being written.
+            is_written: Returns True if a run of another name is. Called only for as many runs as needed.
         """
         if self._size_of(names) >= self._max_bytes:
             return True
         self.grown_runs.extend(names)
         self.update()
-        return self._size_of(names) >= self._max_bytes
+        with self._measuring:
+            sizes = dict(self._sizes)
+        spare = sum(sizes.values()) - self._max_bytes  # without so many bytes, the limit would still be reached
+        for name in sorted(sizes.keys() - set(names), key=sizes.__getitem__, reverse=True):
+            if spare < 0:
+                return False
+            if sizes[name] and not is_written(name):
+                spare -= sizes[name]
+        return spare >= 0
 
     @property
     def why_full(self) -> str:

@@ -29,6 +29,7 @@ from .run_writer import FolderTakenError, OpenJournals, RunWriter
 from .runs_not_kept import NotKept, RunsNotKept
 from .segments import segment_path
 from .session_lock import SessionLock
+from .written_runs import WrittenRuns
 
 _logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ MAX_OWN_LOCKS = 16
 # How many ended runs keep their files open until they are synced. When one more run ends, the oldest of them gives its
 # files back, and they are opened again for the sync.
 MAX_CLOSING = 16
+# For this long the answer of `reach_limit` is given again. A source that must not wait asks with each document.
+ASK_AGAIN_S = 1.0
 
 
 class RunWriters:
@@ -61,6 +64,10 @@ class RunWriters:
         self._closing: list[RunWriter] = []
         self._unended: set[RunWriter] = set()  # the ones in `_closing` whose last lines could not be written yet
         self._with_own_lock: list[RunWriter] = []  # writers with a lock of their own
+        self._written_runs = WrittenRuns(path)
+        self._asked_for: frozenset[str] = frozenset()  # for which runs `reach_limit` was last found out
+        self._ask_again_at = 0.0  # monotonic
+        self._reaches_limit = False
         self._journals = OpenJournals()
         self._session_lock = SessionLock(path)  # runs without a lock of their own name it in their header
         self._retired = False
@@ -80,10 +87,18 @@ class RunWriters:
         return self._disk_space.has_room
 
     def reach_limit(self) -> bool:
-        """Return True if the runs that are being written reach the spool's limit, so that delivery makes no room."""
+        """Return True if the runs that are being written reach the spool's limit, so that delivery makes no room.
+
+        Runs of other processes count too: if two processes wait for room, neither ends its run. A process without a run
+        holds nothing that another waits for, so for it the answer is False.
+        """
         with self._guard:
-            names = [writer.folder.name for writer in self._writers]
-        return self._disk_space.is_filled_by(names)
+            names = frozenset(writer.folder.name for writer in self._writers)
+        now = time.monotonic()
+        if not names or names != self._asked_for or now >= self._ask_again_at:
+            self._asked_for, self._ask_again_at = names, now + ASK_AGAIN_S
+            self._reaches_limit = bool(names) and self._disk_space.is_filled_by(names, self._written_runs.has)
+        return self._reaches_limit
 
     @property
     def has_unended(self) -> bool:

@@ -22,18 +22,18 @@ from .history import History
 from .leftovers import holds_a_run, remove_leftover
 from .line_file import LineFile
 from .lines import checksummed, encode
-from .locks import UPLOADER_LOCK, WRITER_LOCK, RunLock, is_held, locked, service_lock
+from .locks import UPLOADER_LOCK, RunLock, is_held, locked, service_lock
 from .orders import ORDERS, Edit, OrderLine, read_orders
-from .own_files import OUT_OF_RESOURCES, is_run_name, open_own
+from .own_files import is_run_name, open_own
 from .reserve import with_room
 from .run_claim import FoundRun, RunClaim
-from .run_reader import has_stop, read_header
+from .run_reader import read_header
 from .run_writers import RunWriters
 from .runs_not_kept import RunsNotKept
 from .segments import segments
-from .session_lock import is_session_alive
 from .spool_folder import check_folder, prepare_folder
 from .sync import sync_folder
+from .written_runs import writer_alive
 
 # Touched with every order, so that the uploader does not have to check every run for one.
 ORDERED = "orders.touched"
@@ -175,13 +175,7 @@ class Spool:
 
     def writer_alive(self, folder: Path) -> bool:
         """Return True if a process has the run open for writing. Return False also if its files cannot be read."""
-        if is_held(folder / WRITER_LOCK):
-            return True
-        try:
-            header = read_header(folder)
-            return header is not None and is_session_alive(self.path, header.session) and not has_stop(folder)
-        except OSError as error:  # a SpoolError is one: its lines cannot be decoded
-            return error.errno in OUT_OF_RESOURCES  # then nothing was found out, and its writer may be alive
+        return writer_alive(self.path, folder)
 
     def is_served(self, endpoint: str) -> bool:
         """Return True if a living process serves this spool: it delivers all runs for this endpoint."""

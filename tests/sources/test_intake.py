@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -412,6 +414,57 @@ def test_a_descriptor_too_long_to_be_kept_holds_no_source_back(
             thread.join(20)
     assert len(bus.acknowledged) == len(bus.documents)
     assert f"a descriptor of run {run[0][1]['uid']} could not be kept, so a process that resumes" in caplog.text
+
+
+OTHER_CONSUMER = """
+import sys, time
+from atomscale_bluesky import DocumentRecorder, Settings
+settings = Settings.load(environ={}, spool_dir=sys.argv[1], spool_min_free_bytes=0, spool_max_bytes=1_000_000)
+recorder = DocumentRecorder(settings, redelivers=True)
+recorder.take("start", {"uid": "other", "time": 1e9})
+keys = {f"k{n}": {"dtype": "number", "shape": [], "source": "sim"} for n in range(100)}
+recorder.take("descriptor", {"uid": "d", "run_start": "other", "name": "primary", "data_keys": keys})
+for n in range(550):
+    data = {key: n / 7 for key in keys}
+    recorder.take("event", {"uid": str(n), "descriptor": "d", "time": 1e9 + n, "data": data, "timestamps": {}})
+print("half full", flush=True)
+sys.stdin.readline()
+recorder.take("stop", {"uid": "s", "run_start": "other", "time": 2e9, "exit_status": "success"})
+recorder.close()
+"""
+
+
+def test_two_consumers_whose_runs_fill_the_spool_together_do_not_wait_for_each_other(
+    settings: Settings, spool_dir: Path, make_callback: MakeCallback
+) -> None:
+    settings = settings.replaced(spool_max_bytes=1_000_000)
+    run = list(growth(points=20_000, keys=1))
+    bus, ending = Bus(run), threading.Event()
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER_CONSUMER, str(spool_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "half full\n"
+        used = sum(file.stat().st_size for file in spool_dir.glob("*/journal-*"))
+        assert 300_000 < used < 900_000
+        with DocumentRecorder(settings, redelivers=True) as recorder:
+            intake = Intake(recorder, ending)
+            thread = threading.Thread(target=intake.take_all, args=(bus,))
+            thread.start()
+            try:
+                wait_until(lambda: not thread.is_alive())
+            finally:
+                ending.set()
+                thread.join(20)
+    finally:
+        other.communicate("end", timeout=30)
+    left_out = 20_000 - intake.rows
+    assert left_out > 0
+    assert len(bus.acknowledged) == len(bus.documents)
+    assert intake.left_out == {"no room in the spool": left_out}
+    (account,) = [one for one in make_callback(offline=True).status() if one.run_uid == run[0][1]["uid"]]
+    assert (account.points.seen, account.points.left_out) == (20_000, {"no room in the spool": left_out})
 
 
 def test_a_stop_is_taken_without_room_so_that_its_run_can_leave_the_spool(
