@@ -201,15 +201,26 @@ class DocumentRecorder:
         """Return False while the spool or its disk is full, so that no document would be kept. Reads no disk."""
         return self._spool.writers.has_room
 
-    def may_get_room(self) -> bool:
-        """Return False if the runs that are being recorded reach `spool_max_bytes`. May read the disk.
+    @property
+    def why_no_room(self) -> str:
+        """Why no document would be kept, with figures, and the remedy, while `has_room` is False. Reads no disk."""
+        disk_space = self._spool.disk_space
+        return f"{disk_space.why_full}; {disk_space.remedy}"
 
-        Runs of other processes count too, unless this recorder has no run itself.
+    def may_get_room(self, *, also_without_a_run: bool = False) -> bool:
+        """Return False if the runs that are being recorded leave no room, so that delivery makes none.
+
+        They reach `spool_max_bytes`, or the disk has lacked free space for 30 s, and what else the spool holds is less
+        than lacks. Runs of other processes count too. May read the disk, once a second.
 
         They can only leave the spool when they end. So a source that waits with its next document until there is room
         waits for ever if their stop documents are behind it.
+
+        Args:
+            also_without_a_run: Find that out also if this recorder writes no run. Without this, the answer is True
+                then: the documents of other processes' runs are not behind the one that waits.
         """
-        return not self._spool.writers.reach_limit()
+        return not self._spool.writers.fill_spool(also_without_a_run=also_without_a_run)
 
     @property
     def early_descriptors(self) -> Set[str]:

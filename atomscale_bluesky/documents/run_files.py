@@ -206,7 +206,8 @@ class RunFiles:
             why, about, text = Loss.NO_ROOM, "no room", f"new readings of run {run.uid} are left out: {error}"
             if self.leaves_out:
                 about = "fills the spool"
-                text += "; runs that are being recorded fill it, so delivery makes none; set a larger `spool_max_bytes`"
+                text += "; runs that are being recorded fill it, so delivery makes none; "
+                text += self._spool.disk_space.remedy
         elif isinstance(error, LineTooLongError):
             why, about, text = (
                 Loss.DOCUMENT_TOO_LONG,

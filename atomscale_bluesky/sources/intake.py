@@ -37,17 +37,16 @@ MAX_DOCUMENTS_BEHIND = 100_000
 MAX_NAMED = 1000
 OTHERS = "others"
 _NO_ROOM = (
-    "the spool has no room: what is delivered makes room (if no process delivers, start `atomscale-bluesky upload`), "
-    "and so does free space on its disk, or a larger `spool_max_bytes`"
+    "the spool has no room: {why}, or wait: what is delivered makes room (if no process delivers, start "
+    "`atomscale-bluesky upload`)"
 )
 _NO_ROOM_FOR_RUN = (
-    "the runs that are being recorded fill the spool: each stays in it until it has ended, so nothing makes room; set "
-    "a larger `spool_max_bytes` and begin again, and the run goes on where it was"
+    "the spool has no room, and delivery makes none, since each run stays in it until it has ended: {why} and begin "
+    "again, and a run that has begun goes on where it was"
 )
 _NO_ROOM_FOR_DESCRIPTOR = (
-    "the spool has no room for a descriptor, and without it no later event of its event stream could be taken: the "
-    "runs that are being recorded fill the spool; set a larger `spool_max_bytes` and begin again, and they go on where "
-    "they were"
+    "the spool has no room for a descriptor, and without it no later event of its event stream could be taken: {why} "
+    "and begin again, and the runs go on where they were"
 )
 _NOT_TAKEN = "the spool cannot be read or written at present, as the log says"
 
@@ -66,8 +65,9 @@ class Intake:
     Args:
         recorder: Where the documents go. Made with `redelivers=True`.
         ending: When it is set, the document in hand is completed and the rest is left to the source.
-        leaves_out: What to do if the runs that are being recorded fill the spool by themselves: count the readings that
-            find no room as left out, or end with a `SourceError`. The latter is for a source that can be read again.
+        leaves_out: What to do if the runs that are being recorded leave no room, as `may_get_room` finds out: count the
+            readings that find no room as left out, or end with a `SourceError`. The latter is for a source that can be
+            read again.
             A descriptor that finds no room ends any source so. Small ones find room beyond the limit.
         monotonic: The clock of the batches.
     """
@@ -186,9 +186,11 @@ class Intake:
         """Give a document to the recorder, as often as it takes. Return None if it was told to end meanwhile."""
         while True:
             has_room = self._recorder.has_room
-            leave_out = not (has_room or self._recorder.may_get_room())
+            # A source that can be read again ends rather than wait in vain, even before its first run.
+            may_get_room = has_room or self._recorder.may_get_room(also_without_a_run=not self._leaves_out)
+            leave_out = not may_get_room
             if leave_out and not self._leaves_out and name != "stop":
-                raise SourceError(_NO_ROOM_FOR_RUN)
+                raise SourceError(_NO_ROOM_FOR_RUN.format(why=self._recorder.why_no_room))
             if has_room or leave_out or name == "stop":  # what ends a run is kept, and lets the run leave the spool
                 accepted = self._recorder.take(name, doc, leave_out=leave_out)
                 if not accepted.try_again or (leave_out and accepted.left_out):
@@ -197,8 +199,9 @@ class Intake:
                         _logger.warning("documents are taken again")
                     return accepted
                 if leave_out and name == "descriptor":
-                    raise SourceError(_NO_ROOM_FOR_DESCRIPTOR)
-            self._report_waiting(_NOT_TAKEN if self._recorder.has_room else _NO_ROOM)
+                    raise SourceError(_NO_ROOM_FOR_DESCRIPTOR.format(why=self._recorder.why_no_room))
+            no_room = _NO_ROOM.format(why=self._recorder.why_no_room)
+            self._report_waiting(_NOT_TAKEN if self._recorder.has_room else no_room)
             if self._ending.is_set():
                 return None
             source.pause(PAUSE_S)

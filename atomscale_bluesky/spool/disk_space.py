@@ -21,6 +21,9 @@ _logger = logging.getLogger(__name__)
 # How often the spool's size and free space are measured. In between, the bytes that this process writes are counted.
 ROOM_INTERVAL_S = 1.0
 CATCH_UP_INTERVAL_S = 0.05  # while some runs have not been measured yet
+# After the disk has had too little free space for this long, nothing but delivery is expected to free any. Other
+# programs often free within seconds what they took, and then nothing has to be left out.
+PATIENCE_S = 30.0
 # How many runs one update measures: runs never measured before, and runs measured before. With these bounds an update
 # takes as long for twenty thousand runs as for a few hundred, and each run's size is measured again within minutes.
 NEW_PER_UPDATE, KNOWN_PER_UPDATE = 500, 32
@@ -38,7 +41,7 @@ class DiskSpace:
     `grown_runs` names the runs that were written to: each update measures these, and the others in turns.
     """
 
-    def __init__(self, path: Path, *, max_bytes: int, min_free_bytes: int) -> None:
+    def __init__(self, path: Path, *, max_bytes: int, min_free_bytes: int, patience_s: float = PATIENCE_S) -> None:
         self.used_bytes: int = 0
         self.grown_runs: deque[str] = deque()  # names of run folders; any thread may append
         self.has_unmeasured_runs: bool = False
@@ -47,7 +50,10 @@ class DiskSpace:
         self._path = path
         self._max_bytes = max_bytes
         self._min_free_bytes = min_free_bytes
+        self._patience_s = patience_s
         self._free_enough = True
+        self._lacking_bytes = 0  # so much more free space was needed at the last update
+        self._not_free_since: float | None = None  # monotonic; None while there is enough free space
         self._why_not_free = ""
         self._allowance = ALLOWANCE_BYTES
         self._lacks_reserve = False  # the disk was full, and the reserve has not been made again since
@@ -74,9 +80,11 @@ class DiskSpace:
         return self._free_enough and self.used_bytes < self._max_bytes
 
     def is_filled_by(self, names: Collection[str], is_written: Callable[[str], bool]) -> bool:
-        """Return True if these runs, and all others that are being written, reach the spool's limit.
+        """Return True if these runs, and all others that are being written, leave the spool no room.
 
-        Measures these runs again if they did not reach it when they were last measured.
+        Then delivery can make none: without all other runs the spool would still reach its limit, or its disk would
+        still lack free space, and has lacked it for some time. Measures these runs again, and the disk, if they did not
+        reach the limit when they were last measured.
 
         Args:
             names: Runs that are being written.
@@ -88,13 +96,24 @@ class DiskSpace:
         self.update()
         with self._measuring:
             sizes = dict(self._sizes)
-        spare = sum(sizes.values()) - self._max_bytes  # without so many bytes, the limit would still be reached
+        # Without so many bytes there would still be no room.
+        spare = max(sum(sizes.values()) - self._max_bytes, self._lacks_for_long())
         for name in sorted(sizes.keys() - set(names), key=sizes.__getitem__, reverse=True):
             if spare < 0:
                 return False
             if sizes[name] and not is_written(name):
                 spare -= sizes[name]
         return spare >= 0
+
+    def _lacks_for_long(self) -> int:
+        """Return how many bytes of free space the disk has lacked for some time; -1 if it has not."""
+        since = self._not_free_since
+        return -1 if since is None or time.monotonic() - since < self._patience_s else self._lacking_bytes
+
+    @property
+    def remedy(self) -> str:
+        """What makes room beside delivery, as an imperative, while new readings cannot be kept. Reads no disk."""
+        return "free some space on that disk" if self._why_not_free else "set a larger `spool_max_bytes`"
 
     @property
     def why_full(self) -> str:
@@ -117,6 +136,8 @@ class DiskSpace:
         self._lacks_reserve = True
         self._free_enough = False
         self._why_not_free = "its disk is full"
+        if self._not_free_since is None:
+            self._not_free_since = time.monotonic()
 
     def release_reserve(self) -> None:
         """Release the reserve, so that delivery and the operator's orders can be written on a full disk."""
@@ -184,6 +205,11 @@ class DiskSpace:
         needed = minimum if self._reserve.size() >= minimum else 2 * minimum
         full = self._lacks_reserve or free < needed
         self._free_enough = free >= self._min_free_bytes and not full
+        self._lacking_bytes = max(0, needed - free, self._min_free_bytes - free)
+        if self._free_enough:
+            self._not_free_since = None
+        elif self._not_free_since is None:
+            self._not_free_since = time.monotonic()
         if full:
             self._why_not_free = _why_full(free, needed, self._min_free_bytes)
         elif not self._free_enough:

@@ -41,7 +41,7 @@ MAX_OWN_LOCKS = 16
 # How many ended runs keep their files open until they are synced. When one more run ends, the oldest of them gives its
 # files back, and they are opened again for the sync.
 MAX_CLOSING = 16
-# For this long the answer of `reach_limit` is given again. A source that must not wait asks with each document.
+# For this long the answer of `fill_spool` is given again. A source that must not wait asks with each document.
 ASK_AGAIN_S = 1.0
 
 
@@ -65,9 +65,9 @@ class RunWriters:
         self._unended: set[RunWriter] = set()  # the ones in `_closing` whose last lines could not be written yet
         self._with_own_lock: list[RunWriter] = []  # writers with a lock of their own
         self._written_runs = WrittenRuns(path)
-        self._asked_for: frozenset[str] = frozenset()  # for which runs `reach_limit` was last found out
+        self._asked_for: frozenset[str] = frozenset()  # for which runs `fill_spool` was last found out
         self._ask_again_at = 0.0  # monotonic
-        self._reaches_limit = False
+        self._fill_spool = False
         self._journals = OpenJournals()
         self._session_lock = SessionLock(path)  # runs without a lock of their own name it in their header
         self._retired = False
@@ -86,19 +86,25 @@ class RunWriters:
         """Return True if new readings can be kept. Reads no disk."""
         return self._disk_space.has_room
 
-    def reach_limit(self) -> bool:
-        """Return True if the runs that are being written reach the spool's limit, so that delivery makes no room.
+    def fill_spool(self, *, also_without_a_run: bool = False) -> bool:
+        """Return True if the runs that are being written leave the spool no room, so that delivery makes none.
 
-        Runs of other processes count too: if two processes wait for room, neither ends its run. A process without a run
-        holds nothing that another waits for, so for it the answer is False.
+        They reach its limit, or its disk has too little free space, and what else the spool holds is less than lacks.
+        Runs of other processes count too: if two processes wait for room, neither ends its run.
+
+        Args:
+            also_without_a_run: Find that out also if this process writes no run. Without this, the answer is False
+                then: nothing waits for this process, so it may wait for others.
         """
         with self._guard:
             names = frozenset(writer.folder.name for writer in self._writers)
         now = time.monotonic()
-        if not names or names != self._asked_for or now >= self._ask_again_at:
+        if not (names or also_without_a_run):
+            return False
+        if names != self._asked_for or now >= self._ask_again_at:
             self._asked_for, self._ask_again_at = names, now + ASK_AGAIN_S
-            self._reaches_limit = bool(names) and self._disk_space.is_filled_by(names, self._written_runs.has)
-        return self._reaches_limit
+            self._fill_spool = self._disk_space.is_filled_by(names, self._written_runs.has)
+        return self._fill_spool
 
     @property
     def has_unended(self) -> bool:

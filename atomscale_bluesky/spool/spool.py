@@ -17,7 +17,7 @@ from collections.abc import Iterable, Set
 from contextlib import suppress
 from pathlib import Path
 
-from .disk_space import DiskSpace
+from .disk_space import PATIENCE_S, DiskSpace
 from .history import History
 from .leftovers import holds_a_run, remove_leftover
 from .line_file import LineFile
@@ -49,6 +49,7 @@ class Spool:
         max_bytes: The spool's size from which on it takes no new readings.
         min_free_bytes: The free space on its disk below which it takes no new readings.
         sync_each: Sync each reading before it is accepted, so that it survives a power cut.
+        patience_s: How long the disk may lack free space before only delivery is expected to make room.
         read_only: For a command that only reads: the folder has to exist, and nothing in it is made or written.
 
     Raises:
@@ -62,10 +63,13 @@ class Spool:
         max_bytes: int = 20 * 10**9,
         min_free_bytes: int = 0,
         sync_each: bool = False,
+        patience_s: float = PATIENCE_S,
         read_only: bool = False,
     ) -> None:
         self.path = path
-        self.disk_space: DiskSpace = DiskSpace(path, max_bytes=max_bytes, min_free_bytes=min_free_bytes)
+        self.disk_space: DiskSpace = DiskSpace(
+            path, max_bytes=max_bytes, min_free_bytes=min_free_bytes, patience_s=patience_s
+        )
         self._make_room = self.disk_space.release_reserve
         self.history: History = History(path, make_room=self._make_room)
         self.not_kept: RunsNotKept = RunsNotKept(path, make_room=self._make_room)

@@ -353,7 +353,7 @@ def test_a_run_that_is_larger_than_the_spool_ends_with_an_error_and_goes_on_when
     monkeypatch.setenv("ATOMSCALE_BLUESKY_SPOOL_MAX_BYTES", "1000000")
     code, said, _ = say(path)
     assert code == 1
-    assert "the runs that are being recorded fill the spool" in said
+    assert "delivery makes none, since each run stays in it until it has ended: it holds 1 of 1 MB" in said
     assert "set a larger `spool_max_bytes` and begin again" in said
 
     monkeypatch.delenv("ATOMSCALE_BLUESKY_SPOOL_MAX_BYTES")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -465,6 +468,117 @@ def test_two_consumers_whose_runs_fill_the_spool_together_do_not_wait_for_each_o
     assert intake.left_out == {"no room in the spool": left_out}
     (account,) = [one for one in make_callback(offline=True).status() if one.run_uid == run[0][1]["uid"]]
     assert (account.points.seen, account.points.left_out) == (20_000, {"no room in the spool": left_out})
+
+
+class Disk:
+    """A disk on which the spool and a file of another program have a megabyte above the free-space floor."""
+
+    def __init__(self, spool_dir: Path, patch: pytest.MonkeyPatch) -> None:
+        self.others_bytes = 0
+        self._spool_dir = spool_dir
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10**12, free=self._free_bytes()))
+
+    def _free_bytes(self) -> int:
+        used = sum(file.stat().st_size for file in self._spool_dir.glob("*/journal-*"))
+        return 501_000_000 - used - self.others_bytes
+
+    def spool(self, patience_s: float) -> Spool:
+        return Spool(self._spool_dir, min_free_bytes=500_000_000, patience_s=patience_s)
+
+
+@pytest.mark.parametrize("leaves_out", [True, False])
+def test_a_run_that_fills_the_disk_up_to_its_floor_does_not_hold_its_source_back_for_ever(
+    settings: Settings,
+    spool_dir: Path,
+    make_callback: MakeCallback,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    leaves_out: bool,
+) -> None:
+    spool = Disk(spool_dir, monkeypatch).spool(patience_s=0.5)
+    run = list(growth(points=20_000, keys=1))
+    bus, ending, errors = Bus(run), threading.Event(), list[str]()
+    with DocumentRecorder(settings, spool=spool, redelivers=True) as recorder:
+        intake = Intake(recorder, ending, leaves_out=leaves_out)
+
+        def take_all() -> None:
+            try:
+                intake.take_all(bus)
+            except SourceError as error:
+                errors.append(str(error))
+
+        thread = threading.Thread(target=take_all)
+        thread.start()
+        try:
+            wait_until(lambda: not thread.is_alive())
+        finally:
+            ending.set()
+            thread.join(20)
+    spool.writers.stop_threads()
+    left_out = 20_000 - intake.rows
+    assert 0 < left_out < 20_000
+    floor = (
+        r"its disk has 500 MB free, and 500 MB are to stay free \(spool_min_free_bytes\); free some space on that disk"
+    )
+    assert re.search(f"the spool has no room: {floor}, or wait: what is delivered makes room", caplog.text)
+    if leaves_out:
+        assert len(bus.acknowledged) == len(bus.documents)
+        (account,) = make_callback(offline=True).status()
+        assert (account.points.seen, account.points.left_out) == (20_000, {"no room in the spool": left_out})
+        assert "fill it, so delivery makes none; free some space on that disk" in caplog.text
+    else:
+        assert bus.acknowledged == list(range(2 + intake.rows))
+        assert intake.left_out == {}
+        (error,) = errors
+        assert re.search(f"delivery makes none, .*: {floor} and begin again", error)
+
+
+def test_a_file_is_given_up_if_its_disk_is_full_before_its_first_run(
+    settings: Settings, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(spool_dir, monkeypatch)
+    disk.others_bytes = 10**8
+    spool, bus = disk.spool(patience_s=0.5), Bus(list(growth(points=3)))
+    with DocumentRecorder(settings, spool=spool, redelivers=True) as recorder:
+        with pytest.raises(SourceError, match="its disk has 401 MB free, and 500 MB are to stay free"):
+            Intake(recorder, leaves_out=False).take_all(bus)
+        assert recorder.may_get_room()  # nothing waits for a bus that has no run yet, so it may wait
+    spool.writers.stop_threads()
+    assert bus.acknowledged == []
+
+
+@pytest.mark.parametrize("whose", ["another program", "an ended run"])
+def test_a_bus_waits_at_the_floor_of_the_disk_while_something_else_may_free_space(
+    settings: Settings, spool_dir: Path, make_callback: MakeCallback, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    disk = Disk(spool_dir, monkeypatch)
+    spool = disk.spool(patience_s=3600 if whose == "another program" else 0)
+    documents, ending = list(growth(points=20)), threading.Event()
+    stuffing = spool_dir / "20200101T000000-00000000" / "journal-0001.jsonl"
+    with DocumentRecorder(settings, spool=spool, redelivers=True) as recorder:
+        intake = Intake(recorder, ending)
+        intake.take_all(Bus(documents[:12]))
+        if whose == "another program":
+            disk.others_bytes = 2_000_000
+        else:
+            stuffing.parent.mkdir()
+            stuffing.write_bytes(b"x" * 2_000_000)
+        wait_until(lambda: not recorder.has_room)
+        bus = Bus(documents[12:])
+        thread = threading.Thread(target=intake.take_all, args=(bus,))
+        thread.start()
+        try:
+            wait_until(lambda: bus.rests > 30)
+            assert bus.acknowledged == []
+            disk.others_bytes = 0
+            stuffing.unlink(missing_ok=True)
+            wait_until(lambda: not thread.is_alive())
+        finally:
+            ending.set()
+            thread.join(30)
+    spool.writers.stop_threads()
+    assert len(bus.acknowledged) == len(bus.documents)
+    assert (intake.rows, intake.left_out) == (20, {})
 
 
 def test_a_stop_is_taken_without_room_so_that_its_run_can_leave_the_spool(
