@@ -537,6 +537,14 @@ def test_a_row_whose_number_stands_there_twice_moves_no_boundary_that_was_noted(
 THREE = safe(2, "own_stream", *[[float(n) for n in range(8)]] * 3)
 
 
+def test_channels_that_left_at_different_rows_leave_apart_when_all_rows_between_are_damaged() -> None:
+    chunks = resumed(THREE, [(0, 0, 1), (1, 2, 3), (2, 4, 5)], [0], {3, 4, 5}, left={"b": 4, "c": 6})
+
+    assert sorted(shape(chunks)) == [
+        (0, 1, "a", [2]), (0, 3, "a", [6, 7]), (1, 0, "b", [2]), (2, 0, "c", [2]),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("left", "damaged", "expected"),
     [

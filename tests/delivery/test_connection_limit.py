@@ -191,6 +191,17 @@ def test_a_longer_way_to_the_server_is_learned_within_two_minutes() -> None:
     assert median([number for at, number, _ in answers if at >= 2 * MEASURE_S]) == 32
 
 
+@pytest.mark.parametrize(("then_s", "fewer"), [(0.05, True), (0.2, False)])
+def test_answers_that_have_become_quicker_are_what_later_ones_are_compared_with(then_s: float, fewer: bool) -> None:
+    answers: Answers = lambda now, under_way: (  # noqa: E731
+        (0.2 if now < 1006 else then_s if now < 1012 else 0.15), False
+    )  # fmt: skip
+    numbers = [(at, number) for at, number, _ in used(answers, 18.0)]
+
+    assert {number for at, number in numbers if 5.0 <= at < 12.0} == {32}
+    assert (min(number for at, number in numbers if at >= 13.0) <= 24) == fewer
+
+
 def test_requests_that_leave_now_and_then_change_nothing() -> None:
     limit = ConnectionLimit(32)
     for n in range(200):

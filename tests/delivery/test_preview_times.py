@@ -24,10 +24,10 @@ LAYOUT = Layout(layout=0, event_stream="primary", time_base="primary", channels=
 class Growing:
     """A run that is being written, with a point shown within 2 s, and its delivery. It was made at second 100."""
 
-    def __init__(self, spool: Spool, points_per_chunk: int = 50) -> None:
+    def __init__(self, spool: Spool, points_per_chunk: int = 50, max_latency_s: float = 2.0) -> None:
         header = Header(
             1, "b7c2e9f1", T0, "growth", points_per_chunk, "primary", "https://api.atomscale.ai", "null",
-            max_latency_s=2.0,
+            max_latency_s=max_latency_s,
         )  # fmt: skip
         self.writer = spool.writers.create(header)
         self.writer.append([encode(LAYOUT)])
@@ -158,3 +158,29 @@ def test_a_preview_that_no_worker_has_begun_is_made_anew(growing: Growing) -> No
     assert growing.delivery.run.state.streams[0].last_preview is None
     growing.write(1)
     assert growing.points(102.0) == 4
+
+
+def test_a_run_is_idle_when_nothing_can_be_done_before_more_is_written(spool: Spool) -> None:
+    growing = Growing(spool, points_per_chunk=4, max_latency_s=0.0)
+    delivery = growing.delivery
+    assert not delivery.idle  # nobody has asked for a task
+    assert (growing.task(100.0), delivery.idle) == (None, True)
+    delivery.wake()
+    assert not delivery.idle
+    growing.write(3)
+    assert (growing.task(100.0), delivery.idle, delivery.next_due()) == (None, True, None)
+
+    growing.write(1)
+    task = growing.task(100.0)
+    assert task is not None
+    assert (task.kind, task.given_out_at, delivery.idle) == (Kind.PUSH, 100.0, False)
+    assert (growing.task(101.0), delivery.idle) == (None, False)  # it is under way
+    assert delivery.apply_failure(task, ApiUnavailableError("no answer"), 107.0)
+    assert (growing.task(102.0), delivery.idle, delivery.next_due()) == (None, False, 107.0)
+    assert growing.task(107.0) is task
+    delivery.put_back(task)
+    assert (growing.task(107.0), delivery.idle, task.given_out_at) == (task, False, 107.0)
+    delivery.apply_result(task, Sent(("a",)), 108.0)
+    assert not delivery.idle
+    assert (growing.task(108.0), delivery.idle) == (None, True)
+    delivery.close()

@@ -103,7 +103,9 @@ def test_a_uid_that_needs_escapes_is_known_again(make_callback: MakeCallback) ->
     assert second.ignored == {"event seen before": 4}
 
 
-@pytest.mark.parametrize("uid", ["e-1", 'quote "', "back\\slash", "Grö\u00dfe", "", "a,b", 7])
+@pytest.mark.parametrize(
+    "uid", ["e-1", "0b9c7c52-4a55-4d0e-9a53-2c1f4b8e7d60", 'quote "', "back\\slash", "Grö\u00dfe", "", "a,b", 7]
+)
 @pytest.mark.parametrize("gaps", [{}, {"b": "not finite"}])
 @pytest.mark.parametrize("rounded", [[], ["a"]])
 def test_a_row_is_known_by_its_uid_time_and_values_however_it_is_written(
