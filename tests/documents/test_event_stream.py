@@ -88,6 +88,11 @@ class Told:
         self._keep(self.stream.lines_of_event(doc), accept)
         return doc
 
+    def part(self, data: Mapping[str, Any], only: set[str]) -> None:
+        """Give an event of which the readings of some keys are wanted."""
+        doc = {"uid": f"event-{len(self.lines)}", "time": self.now, "data": dict(data), "timestamps": {}}
+        self._keep(self.stream.lines_of_keys(doc, only), accept=True)
+
     def page(self, data: Mapping[str, Any], *, accept: bool = True, **members: Any) -> None:
         rows = len(next(iter(data.values()), members.get("seq_num", [1])))
         doc = {
@@ -1159,6 +1164,36 @@ def test_an_event_whose_own_time_is_none_is_refused_and_breaks_nothing(time: Any
 
     assert told.values() == {"a": [1, 4]}
     assert [row.number for row in told.rows] == [0, 1]
+
+
+def test_it_is_told_when_a_chunk_becomes_full_of_whichever_time_base() -> None:
+    told = Told({"a": NUMBER, "b": NUMBER})
+
+    def is_full(rows: int) -> bool:
+        told.page({"a": [1.0] * rows, "b": [2.0] * rows}, accept=False)
+        return told.stream.note_written(4)
+
+    # 1, 3, 4, 7, 8, 17, 18 and 20 rows
+    assert [is_full(rows) for rows in (1, 2, 1, 3, 1, 9, 1, 2)] == [False, False, True, False, True, True, False, True]
+    for rows in (21, 22, 23):  # of a alone
+        told.part({"a": 1.0, "b": 2.0}, {"a"})
+        assert told.stream.rows_by_time_base["primary"] == rows
+    told.event({"a": 1.0, "b": 2.0}, accept=False)
+    assert told.stream.note_written(4)
+    told.event({"a": 1.0, "b": 2.0}, accept=False)
+    assert not told.stream.note_written(4)
+
+
+def test_a_part_of_an_event_has_rows_of_its_keys_alone_and_the_others_begin_with_their_layout() -> None:
+    told = Told({"a": NUMBER, "b": NUMBER, "c": NUMBER})
+
+    told.part({"a": 1, "b": 2, "c": 3}, {"b"})
+    assert (told.values(), told.stream.rows_by_time_base) == ({"b": [2]}, {"primary": 0, "primary/b": 1})
+    told.event({"a": 4, "b": 5, "c": 6})
+    told.part({"a": 7, "b": 8, "c": 9}, {"a", "b"})
+
+    assert told.values() == {"a": [4, 7], "b": [2, 5, 8], "c": [6]}
+    assert told.stream.events == 2
 
 
 # ---- documents that are not as they should be ------------------------------------------------------------------------
