@@ -1033,6 +1033,21 @@ def test_a_pages_points_have_the_readings_own_times() -> None:
     assert [time for time, _ in told.points()["a"]] == [told.now - 3, told.now - 2, told.now - 1]
 
 
+@pytest.mark.parametrize(("apart_s", "collected"), [(0.0003, True), (0.001, False)])
+def test_events_composed_one_right_after_the_other_have_their_readings_own_times(
+    apart_s: float, collected: bool
+) -> None:
+    told = Told({"a": NUMBER})
+    ages_s = [0.125, 0.0625, 0.03125]
+
+    for n, age_s in enumerate(ages_s):
+        told.event({"a": n}, time=told.now + n * apart_s, timestamps={"a": told.now - age_s})
+
+    own = [told.now, told.now - ages_s[1], told.now - ages_s[2]]  # nothing shows yet that the first one was collected
+    times = own if collected else [told.now + n * apart_s for n in range(3)]
+    assert told.points()["a"] == list(zip(times, (0, 1, 2), strict=True))
+
+
 def test_a_page_of_hundreds_of_rows_has_its_readings_own_times_and_flags() -> None:
     external = {"source": "file", "dtype": "number", "shape": [], "external": "FILESTORE:"}
     told = Told({"a": NUMBER, "frame": external}, name="fly")

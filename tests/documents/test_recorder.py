@@ -589,6 +589,20 @@ def stuffed(spool_dir: Path) -> Path:
     return file
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_what_was_written_is_not_asked_for_again(settings: Settings, interrupted: bool) -> None:
+    documents = list(growth(points=3))
+    further = documents[1][1] | {"uid": "a descriptor that says the same"}
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        if interrupted:
+            take_all(recorder, documents[:3])
+            recorder.complete_open_runs()
+        answers = take_all(recorder, [*documents[:2], ("descriptor", further), *documents[2:]])
+
+    assert [answer.try_again for answer in answers] == [False] * len(answers)
+    assert sum(answer.rows for answer in answers) == (2 if interrupted else 3)
+
+
 def test_a_source_that_gives_documents_again_loses_none_for_want_of_room(
     make_callback: MakeCallback, server: LocalServer, spool_dir: Path
 ) -> None:
