@@ -40,6 +40,8 @@ from atomscale_bluesky import (
 from atomscale_bluesky.documents import known_runs, open_run, open_runs, remembered_runs
 from atomscale_bluesky.documents.open_run import OpenRun
 from atomscale_bluesky.server import LocalServer
+from atomscale_bluesky.spool.journal_format import LeftOut, decode_journal
+from atomscale_bluesky.spool.lines import payload_of
 from atomscale_bluesky.spool.run_reader import read_header
 from atomscale_bluesky.spool.spool import Spool
 from atomscale_bluesky.status.spool_status import SpoolStatus
@@ -556,6 +558,54 @@ def test_an_event_of_no_run_at_all_is_refused(settings: Settings, name: str) -> 
         with pytest.raises(DocumentError, match="which never came"):
             recorder.take(name, {"descriptor": "nobody", "uid": ["e"], "data": {}, "time": [1.0]})
         assert recorder.ignored == {name: 1}
+
+
+def test_an_event_is_known_until_twice_as_many_as_are_remembered_have_come_since(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_run, "REMEMBERED_EVENTS", 3)
+    start, descriptor, *events, _ = growth(points=9)
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [start, descriptor, *events[:7]])
+        assert [answer.known for answer in take_all(recorder, events[:7])] == [1] * 7
+        assert recorder.take(*events[7]).rows == 1
+        assert [recorder.take(*events[n]).known for n in (7, 6, 5, 4)] == [1] * 4  # the others are forgotten
+        assert [recorder.take(*events[n]).rows for n in (0, 3)] == [1, 1]
+
+
+def test_many_keys_that_are_left_out_stand_in_several_lines(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, spool_dir: Path
+) -> None:
+    monkeypatch.setattr(open_run, "KEYS_PER_LINE", 3)
+    start, (_, descriptor), event, stop = growth(points=1)
+    event[1]["uid"] = None  # it cannot be read
+    event[1]["data"] = {f"k{n}": n for n in range(7)}
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [start, ("descriptor", descriptor)])
+        with pytest.raises(DocumentError):
+            recorder.take(*event)
+        recorder.take(*stop)
+    (journal,) = spool_dir.glob("*/journal-0001.jsonl")
+    payloads = [payload for text in journal.read_bytes().split(b"\n") if (payload := payload_of(text)) is not None]
+    lines = [line for line in map(decode_journal, payloads) if isinstance(line, LeftOut)]
+
+    assert [(line.reason, line.readings, len(line.keys)) for line in lines] == [
+        ("malformed document", 3, 3), ("malformed document", 3, 3), ("malformed document", 1, 1),
+    ]  # fmt: skip
+    assert set().union(*(line.keys for line in lines)) == {f"k{n}" for n in range(7)}
+
+
+def test_the_fourth_run_of_which_nothing_but_the_start_comes_is_warned_of(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = [list(growth(points=1)) for _ in range(5)]
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [run[0] for run in runs[:3]])
+        take_all(recorder, runs[0][1:2])  # its descriptor
+        take_all(recorder, runs[3][:1])
+        assert "only their start documents" not in caplog.text
+        take_all(recorder, runs[4][:1])
+        assert "several runs have only their start documents" in caplog.text
 
 
 def test_other_kinds_of_documents_are_passed_over(settings: Settings) -> None:
