@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec import structs
 
 from atomscale_bluesky.delivery.pending_links import Link, PendingLinks
+from atomscale_bluesky.delivery.run_delivery import RunDelivery
+from atomscale_bluesky.delivery.tasks.make_links import LinksMade, MakeLinks
+from atomscale_bluesky.delivery.tasks.work import Kind
+from atomscale_bluesky.delivery.unfinished_tasks import Task
+from atomscale_bluesky.errors import ApiUnavailableError
 from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.spool.journal_format import Header, Stop
 from atomscale_bluesky.spool.ledger_format import (
@@ -20,6 +27,7 @@ from atomscale_bluesky.spool.ledger_format import (
     Resolved,
 )
 from atomscale_bluesky.spool.ledger_state import LedgerState
+from atomscale_bluesky.spool.spool import Spool
 
 OPENED = Opened(0, "primary", 0, "run start", "growth [b7c2e9f1-0a1b2c3d]", "0a1b2c3d", 10, 1, 0)
 MADE = [OPENED, Initialized(0, "id", "metrology")]
@@ -135,3 +143,82 @@ def test_of_the_streams_of_a_run_each_that_is_made_has_links_and_the_first_track
     missing = {number: links.missing(stream, None) for number, stream in state.streams.items()}
 
     assert missing == {0: WHOLE, 1: [], 2: [WHOLE[0], WHOLE[1], WHOLE[3]], 3: []}
+
+
+# ---- what became of them ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def delivery(tmp_path: Path) -> Iterator[RunDelivery]:
+    """The delivery of a run whose links are resolved and whose stream is made."""
+    spool = Spool(tmp_path / "spool")
+    header = Header(1, "b7c2e9f1", 5.0, "growth", 10, "primary", "https://api.atomscale.ai", "null", links=NAMED)
+    writer = spool.writers.create(header)
+    claim = spool.claim(writer.folder)
+    assert claim is not None
+    claim.ledger.note(Resolved(FOUND))
+    delivery = RunDelivery(claim)
+    task = delivery.next_task(0.0)
+    assert task is not None
+    delivery.apply_result(task, "id", 0.0)
+    yield delivery
+    delivery.close()
+    spool.writers.stop_threads()
+    spool.writers.close_writers()
+
+
+def links_task(delivery: RunDelivery, now: float) -> Task:
+    task = delivery.next_task(now)
+    assert task is not None
+    assert task.kind is Kind.LINK
+    return task
+
+
+def to_make(task: Task) -> tuple[Link, ...]:
+    assert isinstance(task.work, MakeLinks)
+    return task.work.links_to_make
+
+
+def test_a_link_that_is_refused_is_noted_with_its_reason_and_logged_when_that_is_new(
+    delivery: RunDelivery, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = links_task(delivery, 0.0)
+    assert list(to_make(task)) == WHOLE
+    facts = delivery.claim.ledger.size
+
+    delivery.apply_result(task, LinksMade((WHOLE[0],), {WHOLE[1]: "no right", WHOLE[3]: "gone"}), 0.0)
+
+    stream = delivery.run.state.streams[0]
+    assert stream.linked == {WHOLE[0]}
+    assert stream.links_refused == {WHOLE[1]: "no right", WHOLE[3]: "gone"}
+    (told,) = [record.getMessage() for record in caplog.records if "is not linked" in record.getMessage()]
+    assert "is not linked (project, tags), its readings are delivered and it stays unfinalized: no right; " in told
+    assert delivery.claim.ledger.size > facts
+
+
+def test_a_refusal_that_is_known_is_neither_noted_nor_logged_again(
+    delivery: RunDelivery, caplog: pytest.LogCaptureFixture
+) -> None:
+    work, told = links_task(delivery, 0.0).work, []
+    for reason in ("no right", "no right", "gone"):
+        before = delivery.claim.ledger.size
+        work.apply_result(delivery.run, LinksMade(refused={WHOLE[1]: reason, WHOLE[3]: "gone"}))
+        logged = [text for text in caplog.messages if "is not linked" in text]
+        assert bool(logged) == (delivery.claim.ledger.size > before)
+        told += logged
+        caplog.clear()
+
+    assert ["(project, tags)" in told[0], "(project)" in told[1], len(told)] == [True, True, 2]
+    assert delivery.run.state.streams[0].links_refused == {WHOLE[1]: "gone", WHOLE[3]: "gone"}
+
+
+def test_links_that_were_made_before_an_attempt_failed_are_not_made_again(delivery: RunDelivery) -> None:
+    task = links_task(delivery, 0.0)
+    links = to_make(task)
+
+    assert delivery.apply_failure(task, ApiUnavailableError("no answer"), 5.0, LinksMade(links[:2]))
+
+    assert delivery.run.state.streams[0].linked == set(links[:2])
+    assert to_make(task) == links[2:]
+    again = delivery.next_task(5.0)
+    assert again is task

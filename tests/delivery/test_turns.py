@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from atomscale_bluesky.delivery import active_runs
 from atomscale_bluesky.delivery.run_scheduler import RunScheduler
+from atomscale_bluesky.delivery.waiting_runs import Reason, SetAside, file_sizes
 from atomscale_bluesky.errors import ApiUnavailableError
 from atomscale_bluesky.model.rows import Channel
 from atomscale_bluesky.spool.journal_format import Header, Layout, Stop, encode_row, pack_values
@@ -137,6 +139,20 @@ def test_a_run_without_progress_for_a_minute_makes_way_one_every_ten_seconds(upl
     task = first[2].next_task(uploader.now + 2e6)
     assert task is not None
     assert [made_way(10.0), made_way(10.0), made_way(10.0)] == [[0, 1, 3], [0, 1, 3, 4], [0, 1, 3, 4]]
+
+
+def test_the_last_place_goes_to_a_run_that_was_set_aside_when_no_other_wants_it(uploader: Uploader) -> None:
+    uploader.add(7, live=True)
+    assert uploader.places() == (7, 0)
+    active = uploader.scheduler.active
+    waiting = [uploader.spool.path / f"20010101T000000-0000000{number}" for number in range(2)]
+    for folder in waiting:
+        shutil.copytree(next(iter(active)).claim.folder, folder)
+        active.waiting.set_aside(folder, SetAside(Reason.NOTHING_TO_SEND, file_sizes(folder)))
+
+    assert uploader.places() == (7, 1)
+    assert waiting[0] in active
+    assert uploader.places() == (7, 1)
 
 
 def test_a_run_without_a_header_may_get_readings_as_long_as_it_may_get_a_header(uploader: Uploader) -> None:

@@ -41,6 +41,7 @@ from atomscale_bluesky.spool.ledger_format import (
     PreviewsEnded,
     Refused,
     Resolved,
+    Together,
     Tried,
     Unparked,
     Unresolved,
@@ -673,6 +674,59 @@ def test_a_power_cut_during_the_sync_of_a_fact_leaves_what_was_synced_before(
     assert told(ledger.state) == told(folded(*before))
     ledger.close()
     assert path.read_bytes() == intact
+
+
+def test_each_line_stands_there_twice(tmp_path: Path) -> None:
+    ledger, facts = Ledger(tmp_path / "ledger.jsonl"), [OPENED, INITIALIZING, INITIALIZED, tried(0)]
+    for fact in facts:
+        ledger.note(fact)
+    with ledger.together():
+        ledger.note(ChannelLeft(0, "a", 10))
+        ledger.note(ChannelLeft(0, "b", 10))
+    ledger.close()
+
+    lines = [*facts, Together((ChannelLeft(0, "a", 10), ChannelLeft(0, "b", 10)))]
+    assert (tmp_path / "ledger.jsonl").read_bytes() == b"".join(checksummed(encode(line)) * 2 for line in lines)
+
+
+ELSEWHERE = ChannelLeft(1, "b", 20)  # of a stream whose opening is damaged, so it cannot follow
+FURTHER = structs.replace(OPENED, stream=2)
+
+
+@pytest.mark.parametrize(
+    ("after", "kept"),
+    [
+        ([ELSEWHERE], False),
+        ([ELSEWHERE, tried(0)], False),  # neither is synced
+        ([FURTHER], False),  # perhaps the power went during its sync
+        ([FURTHER, ELSEWHERE], True),
+        ([Parked("no key"), ELSEWHERE], True),
+        ([ELSEWHERE, Parked("no key")], False),
+        ([tried(0, stream=1)], True),  # the id of its stream, which is in no line now, had been synced
+    ],
+)
+def test_facts_behind_a_damaged_line_count_if_one_of_them_had_been_synced(
+    tmp_path: Path, after: list[LedgerLine], kept: bool
+) -> None:
+    path = tmp_path / "ledger.jsonl"
+    sound = b"".join(checksummed(encode(fact)) * 2 for fact in (OPENED, INITIALIZING, INITIALIZED))
+    rest = b"".join(checksummed(encode(fact)) * 2 for fact in after)
+    path.write_bytes(sound + bytes(50) + b"\n" + rest)
+
+    ledger = Ledger(path)
+
+    assert (ledger.state.broken is not None) == kept
+    ledger.close()
+    assert path.stat().st_size == (len(sound) + 51 + len(rest) if kept else len(sound))
+
+
+def test_the_first_opening_of_a_run_behind_damage_shows_no_sync(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(bytes(50) + b"\n" + b"".join(checksummed(encode(fact)) * 2 for fact in (OPENED, ELSEWHERE)))
+
+    Ledger(path).close()
+
+    assert path.stat().st_size == 0
 
 
 def test_facts_that_are_not_synced_are_written_in_one_go_before_the_next_one_that_is(

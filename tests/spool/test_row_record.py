@@ -81,6 +81,10 @@ def test_ordinary_values_give_the_same_record_the_quick_way(layout: int, uid: st
         "1.0",
         "\u02cb" * 4,
         b"12345678",
+        "@2345678",  # these take as many bytes as a float, and go on like one
+        b"@234567",
+        2**62,
+        -(2**40),
         [1.0],
         np.float64(1.0),
         Foreign(),
@@ -141,7 +145,11 @@ def test_rows_whose_uids_differ_in_kind_are_encoded_one_by_one(uids: list[Any]) 
     assert encode_rows(0, 0, [1.0, 2.0], uids, [[0.0, 0.0]]) is None
 
 
-@pytest.mark.parametrize("odd", [7, True, None, "a", math.nan, -math.inf, 2.0**60, [1.0], object(), np.float64(1.5)])
+@pytest.mark.parametrize(
+    "odd",
+    [7, True, None, "a", math.nan, -math.inf, 2.0**60, [1.0], object(), np.float64(1.5)]
+    + ["@2345678", b"@234567", 2**62, -(2**40)],
+)
 def test_rows_of_other_values_than_plain_floats_are_encoded_one_by_one(odd: object) -> None:
     uids = [str(uuid.uuid4()) for _ in range(3)]
 
