@@ -185,6 +185,34 @@ def of(kept: KeptEvents, uid: str, at: float, **data: float) -> set[str] | None:
 BASES = [layout(0, "m", "a", note="text"), layout(1, "m/b", "b")]
 
 
+@pytest.mark.parametrize(
+    ("rows", "shows"),
+    [
+        ([], False),
+        ([[0]], False),
+        ([[1]], False),  # only a guess, by the first row
+        ([[1, 1]], True),
+        ([[1, 1, 1]], True),
+        ([[1], [1]], True),  # in two journals
+        ([[0, 1, 0, 2]], False),  # the other one is of another event stream
+        ([[3, 3]], False),  # of a key that has times of its own
+    ],
+)
+def test_two_rows_at_their_readings_own_times_show_that_rows_were_collected(rows: list[list[int]], shows: bool) -> None:
+    layouts = [
+        layout(0, "m", "a"),
+        structs.replace(layout(1, "m", "a"), own_times=True),
+        structs.replace(layout(2, "another", "a"), own_times=True),
+        structs.replace(layout(3, "m/b", "b"), own_times=True),
+    ]
+    journals = [
+        rows_of(*[(f"e{n}", number, float(n), 1.0) for n, number in enumerate(numbers)], known=layouts)
+        for numbers in rows
+    ]
+
+    assert KeptEvents(journals).shows_collected("m") == shows
+
+
 def test_an_event_of_which_a_row_is_missing_lacks_the_keys_of_that_row() -> None:
     kept = KeptEvents([rows_of(("e1", 0, 1.0, 5.0), ("e1", 1, 0.5, 6.0), ("e2", 0, 2.0, 7.0), known=BASES)])
 
