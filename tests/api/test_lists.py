@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 
 from atomscale_bluesky import ApiTooLargeError, Settings
 from atomscale_bluesky.api import lists
-from atomscale_bluesky.api.answers import AnswerError, Entry, Item
+from atomscale_bluesky.api.answers import AnswerError, Entry, Item, read_initialized
 from atomscale_bluesky.api.client import Client
-from atomscale_bluesky.api.json_parts import STEP_BYTES, TooMuchError
+from atomscale_bluesky.api.json_parts import STEP_BYTES, JsonParts, TooMuchError
 from atomscale_bluesky.server import Fault, LocalServer
 
 SAMPLES = [{"id": f"{n:032x}", "name": f"GaN-{n}", "notes": 'x, "[y]"', "projects": []} for n in range(10_000)]
@@ -151,3 +152,26 @@ def test_what_is_no_list_in_json_is_no_answer(body: bytes) -> None:
     for size in (1, 2**16):
         with pytest.raises(AnswerError):
             lists.read_items(parts_of(body, size))
+
+
+def test_an_object_has_up_to_so_many_members_and_all_objects_together_no_more() -> None:
+    def names(text: bytes, max_members: int) -> list[list[str]]:
+        parts = JsonParts([text], lambda: None, max_members)
+        found: list[list[str]] = []
+        for _ in parts.elements():
+            found.append([])
+            for name in parts.members():
+                found[-1].append(name)
+                parts.skip()
+        return found
+
+    text = b'[{"a": 1, "b": [2]}, {}, {"a": "x"}]'
+    assert names(text, 3) == [["a", "b"], [], ["a"]]
+    with pytest.raises(TooMuchError, match="more series than a stream can have"):
+        names(text, 2)
+
+
+def test_an_answer_that_is_no_json_is_shown_by_its_first_sixty_bytes() -> None:
+    body = b"<html>" + bytes(range(97, 123)) * 4
+    with pytest.raises(AnswerError, match=re.escape(f"the answer is no JSON: {body[:60]!r}") + "$"):
+        read_initialized(body)
