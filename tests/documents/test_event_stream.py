@@ -798,6 +798,25 @@ def test_an_array_that_is_longer_than_the_limit_is_left_out() -> None:
     assert told.values() == {"T": [1]}
 
 
+@pytest.mark.parametrize("value", [[1.5], [1.5, 2.5], None, [1.5, 2.5, 3.5, 4.5]])
+def test_an_array_has_at_least_the_elements_that_it_had_before_an_interruption(value: Any) -> None:
+    before = Told({"zones": array_of(3)})
+    before.event({"zones": [1, 2, 3]})
+    after = EventStream(
+        description_of(before.composed.descriptor_doc | {"data_keys": {"zones": NUMBER}}, "primary"),
+        Selection(),
+        started=before.now - 100,
+        next_layout=itertools.count(1).__next__,
+        earlier=before.layouts,
+    )
+
+    first, *_ = after.lines_of_event({"uid": "e", "time": before.now, "data": {"zones": value}, "timestamps": {}})
+
+    layout = decode_journal(first)
+    assert isinstance(layout, Layout)
+    assert [channel.element for channel in layout.channels] == list(range(4 if value and len(value) == 4 else 3))
+
+
 def test_an_array_may_have_and_grow_to_as_many_elements_as_the_limit_and_no_more() -> None:
     told = Told({"flux": array_of(2), "wave": array_of(4)}, Selection(max_elements=4))
 

@@ -39,8 +39,9 @@ from atomscale_bluesky import (
 )
 from atomscale_bluesky.documents import known_runs, open_run, open_runs, remembered_runs
 from atomscale_bluesky.documents.open_run import OpenRun
+from atomscale_bluesky.model.loss import Loss
 from atomscale_bluesky.server import LocalServer
-from atomscale_bluesky.spool.journal_format import LeftOut, decode_journal
+from atomscale_bluesky.spool.journal_format import Layout, LeftOut, decode_journal
 from atomscale_bluesky.spool.lines import payload_of
 from atomscale_bluesky.spool.run_reader import read_header
 from atomscale_bluesky.spool.spool import Spool
@@ -606,6 +607,38 @@ def test_the_fourth_run_of_which_nothing_but_the_start_comes_is_warned_of(
         assert "only their start documents" not in caplog.text
         take_all(recorder, runs[4][:1])
         assert "several runs have only their start documents" in caplog.text
+
+
+@pytest.mark.parametrize("as_page", [False, True])
+def test_events_of_a_stream_that_is_not_selected_are_left_out(settings: Settings, as_page: bool) -> None:
+    documents = list(growth(points=3))
+    events = [event for _, event in documents[2:5]]
+    with DocumentRecorder(settings.replaced(event_streams="-primary")) as recorder:
+        take_all(recorder, documents[:3])
+        given = [("event_page", pack_event_page(*events))] if as_page else documents[2:5]
+        total = sum(take_all(recorder, given), Accepted())
+
+    assert total == Accepted(known=1, left_out={Loss.EVENT_STREAM_NOT_SELECTED: 2 * 2})
+
+
+@pytest.mark.parametrize("as_page", [False, True])
+def test_an_event_has_the_unit_of_the_descriptor_that_it_names(
+    settings: Settings, spool_dir: Path, as_page: bool
+) -> None:
+    start, (_, descriptor), *events, _ = growth(points=2, keys=1)
+    keys = {"k0": descriptor["data_keys"]["k0"] | {"units": "C"}}
+    other = descriptor | {"uid": "in degrees Celsius", "data_keys": keys}
+    second = events[1][1] | {"descriptor": other["uid"]}
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [start, ("descriptor", descriptor), events[0], ("descriptor", other)])
+        recorder.take(*(("event_page", pack_event_page(second)) if as_page else ("event", second)))
+    (journal,) = spool_dir.glob("*/journal-0001.jsonl")
+    payloads = [payload for text in journal.read_bytes().split(b"\n") if (payload := payload_of(text)) is not None]
+    layouts = [line for line in map(decode_journal, payloads) if isinstance(line, Layout)]
+
+    assert [(one.name, one.unit) for layout in layouts[::2] for one in layout.channels] == [
+        ("k0", "K"), ("k0 (C)", "C"),
+    ]  # fmt: skip
 
 
 def test_other_kinds_of_documents_are_passed_over(settings: Settings) -> None:
