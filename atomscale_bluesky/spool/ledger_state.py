@@ -267,7 +267,7 @@ class LedgerState:
     def _ended(self, fact: Ended) -> None:
         stream = self._stream(fact.stream, Life.OPENED if fact.why == NO_POINT else Life.INITIALIZED)
         stream.ended = fact.why
-        if fact.why in {"closed by the server", NO_POINT} or stream.confirmed_ahead or stream.confirmed_channels:
+        if fact.why in {"closed by the server", NO_POINT} or stream.has_hole:
             stream.life = Life.CLOSED  # a stream with a hole is never finalized
         stream.tried.clear()
         stream.refused.clear()

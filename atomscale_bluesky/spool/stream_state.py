@@ -123,16 +123,10 @@ class MetrologyStreamState(msgspec.Struct, eq=False):
 
         Later chunks that are held are skipped.
         """
-        left_at = self.left_at_row.get(name)
-        not_held = [
-            tried
-            for index, tried in sorted(self.tried.items())
-            if name in tried.channels and name not in self.confirmed_channels.get(index, ())
-        ]
+        left_at, first = self.left_at_row.get(name), self._first_not_held(name)
         skip = [*self.opening.skip]
-        if not_held:
-            first = not_held[0]
-            skip += [held for held in self._held(name) if held[0] > first.first_row]
+        if first is not None:
+            skip += self._held_after(first, name)
             from_row, position = first.first_row, Position(first.segment, first.offset)
         elif left_at is not None and left_at <= self.next_row:
             return None
@@ -142,18 +136,32 @@ class MetrologyStreamState(msgspec.Struct, eq=False):
             skip.append((left_at, NO_END))
         return RowsNotHeld(from_row, tuple(skip), position)
 
+    @property
+    def has_hole(self) -> bool:
+        """Return True if it holds rows of a channel, and does not hold some of the rows before them."""
+        names = {name for tried in self.tried.values() for name in tried.channels}
+        firsts = [(self._first_not_held(name), name) for name in names]
+        return any(first is not None and self._held_after(first, name) for first, name in firsts)
+
     def may_be_cut_short_before(self, index: int) -> bool:
         """Return True if an earlier chunk was shown and has no answer yet, so that it may become the last one."""
         shown = self.last_preview
         return shown is not None and shown.index < index and shown.index not in self.refused
 
-    def _held(self, name: str) -> list[tuple[int, int]]:
-        """Return the row ranges of a channel held above this stream's first chunk that is not wholly confirmed."""
+    def _first_not_held(self, name: str) -> Tried | None:
+        """Return the first tried chunk of which this stream does not hold the channel's rows."""
+        for index, tried in sorted(self.tried.items()):
+            if name in tried.channels and name not in self.confirmed_channels.get(index, ()):
+                return tried
+        return None
+
+    def _held_after(self, chunk: Tried, name: str) -> list[tuple[int, int]]:
+        """Return the row ranges of a channel that this stream holds after a chunk."""
         ranges = [(span.first_row, span.last_row) for span in self.confirmed_ahead]
         for index, tried in self.tried.items():
             if name in self.confirmed_channels.get(index, ()):
                 ranges.append((tried.first_row, tried.last_row))
-        return sorted(ranges)
+        return sorted(held for held in ranges if held[0] > chunk.first_row)
 
     def _end_of_tried(self) -> tuple[int, Position]:
         """Return the row after the last chunk that was tried, and its position in the journal."""

@@ -388,7 +388,14 @@ def test_a_streams_name_is_the_last_one_that_it_was_given() -> None:
         ([], "closed by the server", Life.CLOSED),
         ([tried(0)], "too large", Life.INITIALIZED),
         ([tried(0), tried(1), Confirmed(0, 1, 9.0)], "too large", Life.CLOSED),  # chunk 0 is a hole
-        ([tried(0), Confirmed(0, 0, 9.0, ("a",))], "too large", Life.CLOSED),
+        ([tried(0), Confirmed(0, 0, 9.0, ("a",))], "too large", Life.INITIALIZED),  # channel b goes on elsewhere
+        (
+            [tried(0), tried(1), Confirmed(0, 0, 9.0, ("a",)), Confirmed(0, 1, 9.0, ("a",))],
+            "too large",
+            Life.INITIALIZED,
+        ),
+        ([tried(0), tried(1), Confirmed(0, 0, 9.0, ("a",)), Confirmed(0, 1, 9.0, ("b",))], "damaged", Life.CLOSED),
+        ([tried(0), tried(1), Confirmed(0, 0, 9.0, ("a",)), Confirmed(0, 1, 9.0)], "too large", Life.CLOSED),
         ([tried(0), Confirmed(0, 0, 9.0)], "too large", Life.INITIALIZED),
     ],
 )
