@@ -228,13 +228,30 @@ def test_a_tag_may_be_given_by_its_id_among_names(callback: AtomscaleCallback, s
 
 def test_a_hundred_thousand_other_tags_do_no_harm(callback: AtomscaleCallback, server: LocalServer) -> None:
     tag = ask(server, "POST", "/tags/", {"name": "ours"})["id"]
-    others = [{"id": f"{n:08x}-0000-4000-8000-000000000000", "name": f"tag {n}"} for n in range(100_000)]
+    others = [{"id": f"{n:08x}-0000-4000-8000-000000000000", "name": f"tag {n}"} for n in range(99_999)]
     server.misbehave(Fault(call="tags", method="GET", body=json.dumps([*others, {"id": tag, "name": "Ours"}]), times=1))
 
     run(callback, tags=["ours"])
 
     assert callback.drain(timeout_s=20)
     assert "ours" in server.streams()[0].tags
+
+
+def test_a_list_of_tags_that_is_too_long_parks_its_run_and_holds_up_no_other(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    ask(server, "POST", "/tags/", {"name": "ours"})
+    server.misbehave(Fault(call="tags", method="GET", body=json.dumps([{"id": "a"}] * 100_001), times=1))
+    uid = run(callback, tags=["ours"])
+    other = run(callback, tags=[])
+
+    assert not callback.drain(timeout_s=20)
+    (status,) = callback.status()
+    assert (status.run_uid, status.state) == (uid, "parked")
+    assert "more than 100000 elements" in str(status.problem)
+    assert callback.streams(other)[0].state == "finalized"
+    assert retry(callback, uid) == 0
+    assert callback.drain(timeout_s=20)
 
 
 # ---- what is not there -----------------------------------------------------------------------------------------------
