@@ -64,6 +64,17 @@ class Bus:
         self.closed = True
 
 
+def take_all_or_fail(intake: Intake, bus: Bus, ending: threading.Event) -> None:
+    """Take all of a bus. An intake that waits for ever fails the test, and is ended."""
+    thread = threading.Thread(target=intake.take_all, args=(bus,))
+    thread.start()
+    try:
+        wait_until(lambda: not thread.is_alive())
+    finally:
+        ending.set()
+        thread.join(20)
+
+
 @pytest.fixture
 def settings(spool_dir: Path, server: LocalServer) -> Settings:
     return Settings.load(environ={}, endpoint=server.url, spool_dir=str(spool_dir), spool_min_free_bytes=0)
@@ -338,13 +349,7 @@ def test_a_run_that_begins_within_one_that_fills_the_spool_is_noted_as_not_kept(
     large, inner = list(growth(points=20_000, keys=1)), list(growth(points=3, keys=1))
     bus, ending = Bus([*large[:-1], *inner, large[-1]]), threading.Event()
     with DocumentRecorder(settings, redelivers=True) as recorder:
-        thread = threading.Thread(target=Intake(recorder, ending).take_all, args=(bus,))
-        thread.start()
-        try:
-            wait_until(lambda: not thread.is_alive())
-        finally:
-            ending.set()
-            thread.join(20)
+        take_all_or_fail(Intake(recorder, ending), bus, ending)
     assert len(bus.acknowledged) == len(bus.documents)
     (run,) = make_callback(offline=True).status().not_kept
     assert (run.run_uid, run.readings) == (inner[0][1]["uid"], 3)
@@ -408,13 +413,7 @@ def test_a_descriptor_too_long_to_be_kept_holds_no_source_back(
     run[1] = ("descriptor", run[1][1] | {"data_keys": {"k0": key}})
     bus, ending = Bus(run), threading.Event()
     with DocumentRecorder(settings, redelivers=True) as recorder:
-        thread = threading.Thread(target=Intake(recorder, ending).take_all, args=(bus,))
-        thread.start()
-        try:
-            wait_until(lambda: not thread.is_alive())
-        finally:
-            ending.set()
-            thread.join(20)
+        take_all_or_fail(Intake(recorder, ending), bus, ending)
     assert len(bus.acknowledged) == len(bus.documents)
     assert f"a descriptor of run {run[0][1]['uid']} could not be kept, so a process that resumes" in caplog.text
 
@@ -453,13 +452,7 @@ def test_two_consumers_whose_runs_fill_the_spool_together_do_not_wait_for_each_o
         assert 300_000 < used < 900_000
         with DocumentRecorder(settings, redelivers=True) as recorder:
             intake = Intake(recorder, ending)
-            thread = threading.Thread(target=intake.take_all, args=(bus,))
-            thread.start()
-            try:
-                wait_until(lambda: not thread.is_alive())
-            finally:
-                ending.set()
-                thread.join(20)
+            take_all_or_fail(intake, bus, ending)
     finally:
         other.communicate("end", timeout=30)
     left_out = 20_000 - intake.rows
