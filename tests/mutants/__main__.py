@@ -194,7 +194,7 @@ def _tests(notes: dict, mistake: Mistake, seconds: float) -> list[str]:
     """
     by_line = notes["lines"][mistake.module]
     names = {name for name in by_line.get(str(mistake.line), []) if name}
-    if not names:
+    if not names or mistake.at_import:
         elsewhere = {name for lines in notes["lines"].values() for found in lines.values() for name in found}
         names = {name for found in by_line.values() for name in found if name} | (notes["seconds"].keys() - elsewhere)
     chosen: list[str] = []

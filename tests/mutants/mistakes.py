@@ -46,6 +46,7 @@ class Mistake(NamedTuple):
     operator: str
     occurrence: int
     line: int
+    at_import: bool  # its line runs when the module is imported
 
     def made_in(self, source: str) -> str:
         """The module with the mistake in it."""
@@ -54,14 +55,22 @@ class Mistake(NamedTuple):
 
 def mistakes(module: str, source: str) -> Iterator[Mistake]:
     """All of them, without those that no program can notice or that only change what the log says."""
-    tree, idle = parso.parse(source), list(_idle(ast.parse(source)))
+    syntax = ast.parse(source)
+    tree, idle, in_functions = parso.parse(source), list(_idle(syntax)), set(_lines_in_functions(syntax))
     for name in sorted(set(operator_names()) - _WITH_ARGUMENTS):
         operator = get_operator(name)()
         found = ((node, place) for node in ast_nodes(tree) for place, _ in operator.mutation_positions(node))
         for occurrence, (node, place) in enumerate(found):
             lone_star = node.parent is not None and node.parent.type == "parameters"
             if not lone_star and not any(one.holds(name, place) for one in idle):
-                yield Mistake(module, name, occurrence, place[0])
+                yield Mistake(module, name, occurrence, place[0], place[0] not in in_functions)
+
+
+def _lines_in_functions(tree: ast.Module) -> Iterator[int]:
+    """The lines that run when a function is called."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from range(node.body[0].lineno, (node.end_lineno or 0) + 1)
 
 
 def _idle(tree: ast.Module) -> Iterator[Idle]:
