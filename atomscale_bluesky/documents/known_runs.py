@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
@@ -59,8 +59,8 @@ class KnownRuns:
     """The runs of a spool and its history, by uid. Each header is read once.
 
     Headers of the youngest runs are read at construction. If there are more, a thread of the spool reads the rest. A
-    run that began a moment ago can only be one of the youngest, so its start document waits for no other headers: of
-    the runs that wait it reads only the folders' names.
+    run that began a moment ago can only be one of the youngest or a newer one, so its start document waits for no
+    other headers: of the runs that wait it reads only the folders' names.
     """
 
     def __init__(self, spool: Spool) -> None:
@@ -70,12 +70,12 @@ class KnownRuns:
         names = sorted(spool.run_names())
         # When `_uid_by_folder` is larger than this, folders that are gone are dropped from it.
         self._max_uids = _twice(names)
-        self._read_headers_of(_youngest(names))
-        self._unread = len(names) > HEADERS_AT_CONSTRUCTION
+        self._older: Set[str] = frozenset(names[: max(0, len(names) - HEADERS_AT_CONSTRUCTION)])  # not read yet
+        self._read_headers_of([name for name in names if name not in self._older])
         # Runs to check for a second recorder. Any thread may append. Without the spool's thread the oldest are dropped.
         self._to_check: deque[tuple[str, str, Callable[[str], bool]]] = deque(maxlen=MAX_TO_CHECK)
         self._warned = False  # that another process records a run too
-        if self._unread:
+        if self._older:
             spool.writers.run_in_background(self._background_step)
         with suppress(OSError):  # reported when a run is asked for
             spool.history.read_on()
@@ -89,7 +89,7 @@ class KnownRuns:
             run_uid: The run's uid.
             resumed: Its source continues where it was and does not make up new uids, so events are recognised by uid
                 alone.
-            young: The run began a moment ago: only the youngest runs of the spool are searched, and those known.
+            young: The run began a moment ago: runs that are older than this object and not read yet are left out.
         """
         found, entries = self._found_in_spool_and_history(run_uid, young=young)
         if not found and not entries:
@@ -164,8 +164,9 @@ class KnownRuns:
             if not self._warned and any(map(self._has_beginning, others)) and not on_purpose(run_uid):
                 self._warned = True
                 _logger.warning(RECORDED_TWICE, run_uid, safe(str(self._spool.path)))
-        self._unread = self._unread and self._read_some_headers()
-        return self._unread
+        if self._older:
+            self._read_some_older_headers()
+        return bool(self._older)
 
     def _has_beginning(self, name: str) -> bool:
         """Return True if a folder has the beginning of a run, and not what came after an interruption."""
@@ -173,14 +174,16 @@ class KnownRuns:
         return header is not None and header.part == 0
 
     def _read_new_headers(self, *, young: bool = False) -> None:
-        """Read the headers of folders that are not known yet, or only of the youngest, and of those that had none."""
+        """Read the headers of folders that are not known yet, or only of the newer ones, and of those that had none."""
         if len(self._uid_by_folder) > self._max_uids:
             known = self._uid_by_folder
             self._uid_by_folder = {name: known[name] for name in self._spool.run_names() if name in known}
             self._max_uids = _twice(self._uid_by_folder)
-        new = self._spool.new_run_names(self._uid_by_folder)
+        new = self._spool.new_run_names(self._uid_by_folder, self._older if young else ())
         without_header = [name for name, uid in self._uid_by_folder.items() if not uid]
-        self._read_headers_of([*(_youngest(new) if young else new), *without_header])
+        self._read_headers_of([*new, *without_header])
+        if not young:
+            self._older = frozenset()
 
     def _read_headers_of(self, names: Sequence[str]) -> None:
         """Add the uids of the runs in these folders."""
@@ -189,12 +192,12 @@ class KnownRuns:
             uids = {name: _uid_in(self._spool.path / name) for name in names}
             self._uid_by_folder = {**self._uid_by_folder, **uids}
 
-    def _read_some_headers(self) -> bool:
-        """Read some of the headers not read yet. Return True if there are more."""
-        names = self._spool.run_names()
-        new = [name for name in names if name not in self._uid_by_folder]
-        self._read_headers_of(new[:HEADERS_AT_A_TIME])
-        return len(new) > HEADERS_AT_A_TIME
+    def _read_some_older_headers(self) -> None:
+        older = self._older
+        some = sorted(older)[-HEADERS_AT_A_TIME:]
+        new = [name for name in some if name not in self._uid_by_folder]
+        self._read_headers_of([name for name in new if (self._spool.path / name).is_dir()])
+        self._older = older - set(some)
 
     def _found_in_spool_and_history(
         self, run_uid: str, except_folder: str = "", *, young: bool = False
@@ -246,11 +249,6 @@ class KnownRuns:
             for time_base, last in dict(entry.get("until") or {}).items():
                 spans.setdefault(time_base, []).append(KeptSpan(first_times.get(time_base, math.nan), last))
         return KeptEvents([*earlier, *parts], spans, resent=resent, uids_alone=uids_alone)
-
-
-def _youngest(names: list[str]) -> list[str]:
-    """Return the last names in order, those of the youngest runs: as many as are read at construction."""
-    return names[max(0, len(names) - HEADERS_AT_CONSTRUCTION) :]
 
 
 def _twice(names: Collection[str]) -> int:

@@ -101,12 +101,12 @@ class Spool:
         with os.scandir(self.path) as entries:
             return [entry.name for entry in entries if is_run_name(entry.name) and entry.is_dir(follow_symlinks=False)]
 
-    def new_run_names(self, known: Iterable[str]) -> list[str]:
-        """Return the names of these folders that are not among the known ones, oldest first.
+    def new_run_names(self, *known: Iterable[str]) -> list[str]:
+        """Return the names of these folders that are in no collection of known ones, oldest first.
 
         With thousands of runs of which nearly all are known, this takes a tenth of the time of `run_names`.
         """
-        names = filter(is_run_name, set(os.listdir(self.path)).difference(known))
+        names = filter(is_run_name, set(os.listdir(self.path)).difference(*known))
         return sorted(
             name for name in names if os.path.isdir(self.path / name) and not os.path.islink(self.path / name)
         )

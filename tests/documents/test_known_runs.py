@@ -96,6 +96,35 @@ def test_of_many_runs_few_are_read_at_construction_and_the_others_soon_after(
     assert len(here) == 5  # what was kept of it
 
 
+def test_a_run_that_begins_now_waits_for_no_header_of_the_many_that_wait(
+    make_callback: MakeCallback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(past, "HEADERS_AT_CONSTRUCTION", 4)
+    before = make_callback(offline=True)
+    for _ in range(30):
+        for name, doc in old():
+            before(name, doc)
+    before.close()
+    here = threading.get_ident()
+    callback = make_callback(offline=True)
+    opened: list[str] = []
+    real = os.open
+
+    def noted(path: Any, *args: Any, **more: Any) -> int:
+        if threading.get_ident() == here:
+            opened.append(str(path))
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(os, "open", noted)
+    (_, start), *_ = growth(points=1)
+    callback("start", start)
+    monkeypatch.undo()
+
+    begun = next(run.folder for run in callback.status() if run.run_uid == start["uid"])
+    assert [path for path in opened if "journal" in path and not path.startswith(begun)] == []
+    assert len(callback.status()) == 31
+
+
 def test_a_run_whose_header_was_not_read_at_construction_is_known_at_once(
     make_callback: MakeCallback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
