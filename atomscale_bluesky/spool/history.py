@@ -105,8 +105,8 @@ class History:
         """
         before = dict(marks)
         marks.clear()
-        for file in self._open():
-            with file:
+        with self._open() as files:
+            for file in files:
                 found = os.fstat(file.fileno())
                 key, offset = (found.st_dev, found.st_ino), before.get((found.st_dev, found.st_ino), 0)
                 marks[key] = offset = offset if offset <= found.st_size else 0  # a number that a new file has got
@@ -117,17 +117,16 @@ class History:
 
     def read_on(self) -> None:
         """Read the run uids of the entries added since the last call."""
-        with self._lock:
+        with self._lock, self._open() as files:
             uids: dict[tuple[int, int], _Uids] = {}
-            for file in self._open():
-                with file:
-                    found = os.fstat(file.fileno())
-                    known = self._uids.get((found.st_dev, found.st_ino))
-                    if known is None or known.offset > found.st_size:
-                        known = _Uids()
-                    if known.offset < found.st_size:
-                        known.read_on(file)
-                    uids[found.st_dev, found.st_ino] = known
+            for file in files:
+                found = os.fstat(file.fileno())
+                known = self._uids.get((found.st_dev, found.st_ino))
+                if known is None or known.offset > found.st_size:
+                    known = _Uids()
+                if known.offset < found.st_size:
+                    known.read_on(file)
+                uids[found.st_dev, found.st_ino] = known
             self._uids = uids
 
     def add(self, entry: dict[str, Any]) -> None:
@@ -156,22 +155,24 @@ class History:
 
     def _entries_containing(self, sought: bytes) -> Iterator[dict[str, Any]]:
         """Yield the entries of the lines that contain `sought`, oldest first."""
-        for file in self._open():
-            with file:
+        with self._open() as files:
+            for file in files:
                 for _, text in whole_lines(file):
                     if text is not None and sought in text and (payload := payload_of(text)) is not None:
                         yield msgspec.json.decode(payload)
 
-    def _open(self) -> list[BinaryIO]:
-        """Open the files that exist and return them, the older one first."""
-        files: list[BinaryIO] = []
-        # The younger file is opened first: it may become the older one between the two calls.
-        for path in (self._path, self._older_path):
-            with contextlib.suppress(FileNotFoundError):
-                files.insert(0, open_to_read(path))
-        if len(files) == 2 and os.path.sameopenfile(files[0].fileno(), files[1].fileno()):
-            files.pop().close()
-        return files
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[list[BinaryIO]]:
+        """Open the files that exist, the older one first, and close them at the end."""
+        with contextlib.ExitStack() as opened:
+            files: list[BinaryIO] = []
+            # The younger file is opened first: it may become the older one between the two calls.
+            for path in (self._path, self._older_path):
+                with contextlib.suppress(FileNotFoundError):
+                    files.insert(0, opened.enter_context(open_to_read(path)))
+            if len(files) == 2 and os.path.sameopenfile(files[0].fileno(), files[1].fileno()):
+                files.pop()
+            yield files
 
 
 class _Uids:
