@@ -20,6 +20,7 @@ import msgspec
 from ..model.text import safe
 from ..spool.journal_events import EventDigests, read_events
 from ..spool.kept_events import KeptEvents, KeptSpan
+from ..spool.own_files import OUT_OF_RESOURCES
 from ..spool.run_reader import descriptors_in, read_header
 from ..spool.spool import Spool
 from ..spool.stored_events import load_events
@@ -61,10 +62,16 @@ class KnownRuns:
     Headers of the youngest runs are read at construction. If there are more, a thread of the spool reads the rest. A
     run that began a moment ago can only be one of the youngest or a newer one, so its start document waits for no
     other headers: of the runs that wait it reads only the folders' names.
+
+    Args:
+        spool: Whose runs.
+        guess: What cannot be read for want of descriptors or of memory counts as missing. Otherwise the methods raise
+            an `OSError` then: for a source that gives a document again.
     """
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, *, guess: bool = True) -> None:
         self._spool = spool
+        self._guess = guess
         self._uid_by_folder: dict[str, str] = {}  # by folder name; empty while there is no header
         self._descriptors_by_folder: dict[str, set[str]] = {}  # by folder name, of runs that no process writes
         names = sorted(spool.run_names())
@@ -90,6 +97,9 @@ class KnownRuns:
             resumed: Its source continues where it was and does not make up new uids, so events are recognised by uid
                 alone.
             young: The run began a moment ago: runs that are older than this object and not read yet are left out.
+
+        Raises:
+            OSError: The files cannot be read now.
         """
         found, entries = self._found_in_spool_and_history(run_uid, young=young)
         if not found and not entries:
@@ -119,7 +129,7 @@ class KnownRuns:
         Raises:
             OSError: A file cannot be read now.
         """
-        self._read_new_headers(young=not everywhere)
+        self._read_new_headers(young=not everywhere, guess=self._guess)
         names = sorted(self._spool.run_names(), reverse=True)
         known = self._descriptors_by_folder
         self._descriptors_by_folder = {name: known[name] for name in names if name in known}
@@ -130,7 +140,7 @@ class KnownRuns:
                 if not left:
                     continue
                 folder = self._spool.path / name
-                if self._spool.writer_alive(folder):
+                if self._spool.writer_alive(folder, guess=self._guess):
                     certain = False
                     continue
                 left -= 1
@@ -173,7 +183,7 @@ class KnownRuns:
         header = read_header(self._spool.path / name)
         return header is not None and header.part == 0
 
-    def _read_new_headers(self, *, young: bool = False) -> None:
+    def _read_new_headers(self, *, young: bool, guess: bool = True) -> None:
         """Read the headers of folders that are not known yet, or only of the newer ones, and of those that had none."""
         if len(self._uid_by_folder) > self._max_uids:
             known = self._uid_by_folder
@@ -181,15 +191,15 @@ class KnownRuns:
             self._max_uids = _twice(self._uid_by_folder)
         new = self._spool.new_run_names(self._uid_by_folder, self._older if young else ())
         without_header = [name for name, uid in self._uid_by_folder.items() if not uid]
-        self._read_headers_of([*new, *without_header])
+        self._read_headers_of([*new, *without_header], guess=guess)
         if not young:
             self._older = frozenset()
 
-    def _read_headers_of(self, names: Sequence[str]) -> None:
+    def _read_headers_of(self, names: Sequence[str], *, guess: bool = True) -> None:
         """Add the uids of the runs in these folders."""
         if names:
             # A new dict replaces the old one: several threads may call this or iterate, and none waits for another.
-            uids = {name: _uid_in(self._spool.path / name) for name in names}
+            uids = {name: _uid_in(self._spool.path / name, guess=guess) for name in names}
             self._uid_by_folder = {**self._uid_by_folder, **uids}
 
     def _read_some_older_headers(self) -> None:
@@ -213,7 +223,7 @@ class KnownRuns:
 
     def _in_spool(self, run_uid: str, except_folder: str, *, young: bool) -> dict[str, EventDigests | None]:
         """Return the run's events by folder name. They are None while the folder is being written."""
-        self._read_new_headers(young=young)
+        self._read_new_headers(young=young, guess=self._guess)
         found: dict[str, EventDigests | None] = {}
         for name in sorted(
             name for name, uid in self._uid_by_folder.items() if uid == run_uid and name != except_folder
@@ -221,10 +231,10 @@ class KnownRuns:
             folder = self._spool.path / name
             if read_header(folder) is None:
                 continue
-            written = self._spool.writer_alive(folder)
+            written = self._spool.writer_alive(folder, guess=self._guess)
             events = read_events(folder)
             # The writer may have written its stop without having released the run yet, or have died just now.
-            if written and events.stop is None and not self._spool.writer_alive(folder):
+            if written and events.stop is None and not self._spool.writer_alive(folder, guess=self._guess):
                 written, events = False, read_events(folder)
             found[name] = events if events.stop is not None or not written else None
         return found
@@ -240,7 +250,7 @@ class KnownRuns:
         spans: dict[str, list[KeptSpan]] = {}
         earlier: list[EventDigests] = []
         for entry in entries:
-            events = load_events(self._spool.path, str(entry.get("events")))
+            events = self._stored_events(str(entry.get("events")))
             if events is not None:
                 earlier.append(events)
                 if events.uids or not events.rows_not_remembered:
@@ -249,6 +259,15 @@ class KnownRuns:
             for time_base, last in dict(entry.get("until") or {}).items():
                 spans.setdefault(time_base, []).append(KeptSpan(first_times.get(time_base, math.nan), last))
         return KeptEvents([*earlier, *parts], spans, resent=resent, uids_alone=uids_alone)
+
+    def _stored_events(self, name: str) -> EventDigests | None:
+        """Return the events of a run that has left the spool, or None if they are not there."""
+        try:
+            return load_events(self._spool.path, name)
+        except OSError:
+            if not self._guess:
+                raise
+            return None
 
 
 def _twice(names: Collection[str]) -> int:
@@ -259,13 +278,18 @@ def _has_ended(events: EventDigests | None) -> bool:
     return events is None or (events.stop is not None and not events.stop.interrupted)
 
 
-def _uid_in(folder: Path) -> str:
+def _uid_in(folder: Path, *, guess: bool) -> str:
     """Return the uid of the run in a folder, or an empty text if its header cannot be read.
 
     One unreadable run must not hide the others.
+
+    Raises:
+        OSError: It cannot be read for want of descriptors or of memory, and `guess` is False.
     """
     try:
         header = read_header(folder)
-    except OSError:  # a SpoolError is one too
+    except OSError as error:  # a SpoolError is one too
+        if error.errno in OUT_OF_RESOURCES and not guess:
+            raise
         return ""
     return header.run_uid if header else ""

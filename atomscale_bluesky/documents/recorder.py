@@ -95,7 +95,7 @@ class DocumentRecorder:
             self._spool, listener, self._ignored, redelivers=redelivers, spool_option=spool_option(settings)
         )
         self._early = early = EarlyEvents()
-        known_runs = KnownRuns(self._spool)
+        known_runs = KnownRuns(self._spool, guess=not redelivers)
         self._open_runs = OpenRuns(
             settings, known_runs=known_runs, peers=self.peers, ignored_documents=self._ignored, redelivers=redelivers
         )
@@ -105,6 +105,7 @@ class DocumentRecorder:
             known_runs=known_runs,
             ignored_documents=self._ignored,
             physical_sample=physical_sample,
+            redelivers=redelivers,
         )
         self._runs = RunTaker(
             settings,

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..settings import Settings
 from ..spool.journal_format import Header
+from ..spool.own_files import OUT_OF_RESOURCES
 from .ignored_documents import IgnoredDocuments
 from .known_runs import KnownRun, KnownRuns, RunState
 from .open_runs import OpenRuns
@@ -32,6 +33,7 @@ class RunLookup:
         known_runs: What earlier processes kept.
         ignored_documents: Collects log entries.
         physical_sample: Name or id of the physical sample of runs whose metadata name none.
+        redelivers: A start document that cannot be looked up for want of descriptors or of memory comes again.
     """
 
     def __init__(
@@ -42,15 +44,21 @@ class RunLookup:
         known_runs: KnownRuns,
         ignored_documents: IgnoredDocuments,
         physical_sample: str | None = None,
+        redelivers: bool = False,
     ) -> None:
         self._settings = settings
         self._runs = runs
         self._known_runs = known_runs
         self._ignored = ignored_documents
         self._physical_sample = physical_sample
+        self._redelivers = redelivers
 
     def look_up(self, doc: Mapping[str, Any]) -> tuple[str, Header, KnownRun | None]:
-        """Return a run's uid and header, and what was taken of it before. May read the disk."""
+        """Return a run's uid and header, and what was taken of it before. May read the disk.
+
+        Raises:
+            OSError: The disk cannot be read for want of descriptors or of memory, and the document comes again.
+        """
         uid = uid_of(doc)
         header = header_of(doc, uid, self._settings, self._ignored.log_once, physical_sample=self._physical_sample)
         if self._settings.resend:
@@ -64,6 +72,8 @@ class RunLookup:
                 return uid, header, KnownRun(RunState.INTERRUPTED, earlier_events)
             known = self._known_runs.known_run(uid, young=young)
         except OSError as error:  # a SpoolError is one too; and a run taken twice is better than none
+            if self._redelivers and error.errno in OUT_OF_RESOURCES:
+                raise
             self._ignored.log_once(
                 "known run",
                 f"run {uid} is recorded, although it may have been recorded before: the spool cannot be searched: "

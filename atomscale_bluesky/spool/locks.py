@@ -142,15 +142,24 @@ def service_lock(endpoint: str) -> str:
     return f"uploader-{hashlib.sha256(endpoint.encode()).hexdigest()[:8]}.lock"
 
 
-def is_held(path: Path) -> bool:
-    """Return True if a living process has the lock of this file. Makes no file and changes none."""
+def is_held(path: Path, *, guess: bool = True) -> bool:
+    """Return True if a living process has the lock of this file. Makes no file and changes none.
+
+    Args:
+        path: The lock's file.
+        guess: Return True if nothing can be found out for want of descriptors or of memory: its owner may be alive.
+
+    Raises:
+        OSError: Nothing can be found out, and `guess` is False.
+    """
     if sys.platform != "win32":
         import fcntl
 
         try:
             descriptor = open_own(path, os.O_RDONLY)
         except OSError as error:  # it is missing; or it is refused, which is reported when it is taken
-            # Without a descriptor nothing can be found out. Its owner may be alive, so it counts as held.
+            if error.errno in OUT_OF_RESOURCES and not guess:
+                raise
             return error.errno in OUT_OF_RESOURCES
         try:
             # A shared lock, so that two processes that test the lock do not take each other for its owner.

@@ -177,9 +177,9 @@ class Spool:
             sync_folder(self.path)
             self._synced_names = names
 
-    def writer_alive(self, folder: Path) -> bool:
-        """Return True if a process has the run open for writing. Return False also if its files cannot be read."""
-        return writer_alive(self.path, folder)
+    def writer_alive(self, folder: Path, *, guess: bool = True) -> bool:
+        """Return True if a process has the run open for writing, see `written_runs.writer_alive`."""
+        return writer_alive(self.path, folder, guess=guess)
 
     def is_served(self, endpoint: str) -> bool:
         """Return True if a living process serves this spool: it delivers all runs for this endpoint."""

@@ -25,7 +25,7 @@ from .journal_events import WHOLE_EVENT, EventDigests, read_events
 from .journal_format import Described, Header, Layout, LeftOut, decode_journal
 from .line_file import write_error
 from .lines import encode
-from .own_files import read_own
+from .own_files import OUT_OF_RESOURCES, read_own
 from .reserve import with_room
 
 # Total size of the files of interrupted runs that left the spool. The oldest are removed first. The newest stays
@@ -136,7 +136,11 @@ def _without_rows(events: EventDigests) -> EventDigests:
 
 
 def load_events(spool: Path, name: str) -> EventDigests | None:
-    """Return the stored events of a run that has left the spool, or None if they are gone or damaged."""
+    """Return the stored events of a run that has left the spool, or None if they are gone or damaged.
+
+    Raises:
+        OSError: They cannot be read at present, for want of a descriptor or of memory.
+    """
     if not _NAME.fullmatch(name):
         return None
     try:
@@ -173,7 +177,11 @@ def load_events(spool: Path, name: str) -> EventDigests | None:
                 case _:
                     pass
         return events
-    except (OSError, msgspec.DecodeError, ValueError):
+    except OSError as error:
+        if error.errno in OUT_OF_RESOURCES:
+            raise
+        return None
+    except (msgspec.DecodeError, ValueError):
         return None
 
 

@@ -15,15 +15,26 @@ from .session_lock import is_session_alive
 REMEMBERED_S = 60.0
 
 
-def writer_alive(spool: Path, folder: Path) -> bool:
-    """Return True if a process has the run open for writing. Return False also if its files cannot be read."""
-    if is_held(folder / WRITER_LOCK):
+def writer_alive(spool: Path, folder: Path, *, guess: bool = True) -> bool:
+    """Return True if a process has the run open for writing. Return False also if its files cannot be read.
+
+    Args:
+        spool: The spool's folder.
+        folder: The run's folder.
+        guess: Return True if nothing can be found out for want of descriptors or of memory: the writer may be alive.
+
+    Raises:
+        OSError: Nothing can be found out, and `guess` is False.
+    """
+    if is_held(folder / WRITER_LOCK, guess=guess):
         return True
     try:
         header = read_header(folder)
         return header is not None and is_session_alive(spool, header.session) and not has_stop(folder)
     except OSError as error:  # a SpoolError is one: its lines cannot be decoded
-        return error.errno in OUT_OF_RESOURCES  # then nothing was found out, and its writer may be alive
+        if error.errno in OUT_OF_RESOURCES and not guess:
+            raise
+        return error.errno in OUT_OF_RESOURCES
 
 
 class WrittenRuns:
