@@ -215,6 +215,23 @@ def test_one_refused_channel_of_many_is_found_by_halves_and_pushed_apart_while_i
     assert by_chunk[5] == 1  # it was taken, so it goes with the others again
 
 
+@pytest.mark.parametrize("failure", [{"status": 429}, {"status": 401}, {"reset_before": True}], ids=str)
+def test_parts_of_a_chunk_that_were_taken_are_not_sent_again_after_a_part_that_failed(
+    make_callback: MakeCallback, server: LocalServer, failure: dict[str, Any]
+) -> None:
+    callback = make_callback(max_body_bytes=10_000)
+    server.misbehave(Fault(call="chunk_multi", skip=2, times=1, **failure))
+    for name, doc in growth(points=10, keys=100):
+        callback(name, doc)
+
+    assert callback.drain(timeout_s=60)
+    pushes = server.requests("chunk_multi")
+    assert len(pushes) > 4
+    taken = [channel for request in pushes if request.status == 200 for channel in request.channels]
+    assert sorted(taken) == sorted(f"k{n}" for n in range(100))  # each once
+    assert held(server) == {f"k{i}": [n + i / 10 for n in range(10)] for i in range(100)}
+
+
 @pytest.mark.parametrize("index", [0, 1, 4])
 @pytest.mark.parametrize("status", [403, 404, 422])
 def test_a_refused_chunk_holds_up_no_other_when_the_catalogue_is_refused_too(

@@ -21,7 +21,7 @@ from atomscale_bluesky.delivery.tasks.measure_clock import CLOCK_ATTEMPTS, Measu
 from atomscale_bluesky.delivery.tasks.push import Push
 from atomscale_bluesky.delivery.tasks.work import ServerFacts
 from atomscale_bluesky.delivery.unfinished_tasks import Task
-from atomscale_bluesky.errors import ApiKeyError, ApiRefusedError, ApiUnavailableError
+from atomscale_bluesky.errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
 from atomscale_bluesky.model.chunk import Chunk, Column
 from atomscale_bluesky.model.links import Links
 from atomscale_bluesky.server import Fault, LocalServer
@@ -242,19 +242,48 @@ def test_channels_that_were_refused_before_are_pushed_apart_from_the_others(
     assert calls(server)[-2:] == ["chunk", "catalogue"]  # all that it has is refused: is the stream closed?
 
 
-def test_an_outage_in_the_middle_of_a_search_ends_it_and_the_whole_chunk_is_tried_again(
-    client: Client, server: LocalServer
+@pytest.mark.parametrize(("status", "kind"), [(503, ApiUnavailableError), (401, ApiKeyError), (403, ApiKeyError)])
+def test_a_failure_in_the_middle_of_a_search_ends_it_and_what_was_taken_before_counts(
+    client: Client, server: LocalServer, status: int, kind: type[ApiError]
 ) -> None:
     data_id = initialize(client)
     server.misbehave(
-        Fault(call="chunk_multi", channel="d", status=422, times=1), Fault(call="chunk_multi", skip=1, status=503)
+        Fault(call="chunk_multi", channel="h", status=422, times=1), Fault(call="chunk_multi", skip=1, status=status)
     )
 
     outcome = push(client, data_id, "abcdefgh")
 
-    assert isinstance(outcome.error, ApiUnavailableError)
-    assert outcome.result is None  # no part of it counts as done
-    assert calls(server).count("chunk_multi") == 3
+    assert isinstance(outcome.error, kind)
+    assert outcome.result.confirmed == ("a", "b", "c", "d")
+    assert calls(server).count("chunk_multi") == 3  # and no quarter is tried
+
+
+@pytest.mark.parametrize(("status", "kind"), [(503, ApiUnavailableError), (401, ApiKeyError), (403, ApiKeyError)])
+def test_a_failure_among_channels_that_go_one_by_one_ends_them_and_what_was_taken_before_counts(
+    client: Client, server: LocalServer, status: int, kind: type[ApiError]
+) -> None:
+    data_id = initialize(client)
+    server.misbehave(Fault(call="chunk_multi", status=404), Fault(call="chunk", skip=2, status=status))
+
+    outcome = push(client, data_id, "abcd")
+
+    assert isinstance(outcome.error, kind)
+    assert outcome.result.confirmed == ("a", "b")
+    assert calls(server)[1:] == ["chunk_multi", "chunk", "chunk", "chunk"]
+
+
+@pytest.mark.parametrize(("status", "kind"), [(503, ApiUnavailableError), (401, ApiKeyError)])
+def test_after_a_failure_of_the_others_channels_refused_before_are_not_sent(
+    client: Client, server: LocalServer, status: int, kind: type[ApiError]
+) -> None:
+    data_id = initialize(client)
+    server.misbehave(Fault(call="chunk_multi", status=status))
+
+    outcome = push(client, data_id, "abc", apart=frozenset("b"))
+
+    assert isinstance(outcome.error, kind)
+    assert outcome.result.confirmed == ()
+    assert calls(server)[1:] == ["chunk_multi"]
 
 
 @pytest.mark.parametrize("status", [404, 405])

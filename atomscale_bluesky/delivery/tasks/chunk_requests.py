@@ -8,10 +8,13 @@ import msgspec
 
 from ...api.client import Client
 from ...api.wire import push_bytes
-from ...errors import ApiRefusedError, ApiUnavailableError
+from ...errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
 from ...model.chunk import Chunk
 from ..refusals import is_closed, is_no_route, is_too_large
 from .work import PartlyDoneError, Work, WorkerContext
+
+# A failure that can clear. What was taken before it stays taken.
+_FAILED = (ApiUnavailableError, ApiKeyError)
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -20,14 +23,14 @@ class Sent(msgspec.Struct, frozen=True):
     confirmed: tuple[str, ...] = ()
     refused: dict[str, ApiRefusedError] = {}
     closed: bool = False  # the server has closed the stream
-    unavailable: ApiUnavailableError | None = None  # why the other channels got no answer
+    failure: ApiError | None = None  # why the other channels are neither: it can clear
 
     def and_then(self, rest: Sent) -> Sent:
         """Return the sum of two requests for parts of one chunk."""
         return Sent(
             self.confirmed + rest.confirmed,
             self.refused | rest.refused,
-            unavailable=self.unavailable or rest.unavailable,
+            failure=self.failure or rest.failure,
         )
 
 
@@ -50,8 +53,8 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
     def perform(self, client: Client, context: WorkerContext) -> Sent:
         """Send the chunk. If nothing of it is taken, ask the catalogue whether the stream is closed."""
         sent = self._send(client, self.chunk, context)
-        if sent.unavailable is not None:
-            raise PartlyDoneError(sent) from sent.unavailable
+        if sent.failure is not None:
+            raise PartlyDoneError(sent) from sent.failure
         if sent.refused and not sent.confirmed and is_closed(client, self, self.data_id, context):
             return Sent(refused=sent.refused, closed=True)
         return sent
@@ -64,7 +67,7 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
         """Send all channels in one request.
 
         If the server has no such request, send them one by one. If it refuses, send halves, to find which channels it
-        refuses.
+        refuses. Stops at the first request that fails.
         """
         singly = [name for name in chunk.names if name in self.pushed_singly] if self.pushed_singly else []
         together = (
@@ -90,6 +93,8 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
                     return Sent(refused=dict.fromkeys(chunk.names, error))  # all would be refused, one by one
                 return self._send_halves(client, chunk, context)
             sent = Sent(refused=dict.fromkeys(together.names, error))
+        except _FAILED as error:
+            return Sent(failure=error)
         else:
             context.server_facts.note_multi(self.family)
             sent = Sent(together.names)
@@ -102,23 +107,23 @@ class ChunkWork(Work[Sent], frozen=True, eq=False):
         """
         half = len(chunk.names) // 2
         first = self._send(client, chunk.with_channels(chunk.names[:half]), context)
-        if first.unavailable:
+        if first.failure:
             return first
         return first.and_then(self._send(client, chunk.with_channels(chunk.names[half:]), context))
 
     def _send_each(self, client: Client, chunk: Chunk) -> Sent:
-        """Send the channels of a chunk one by one. Stops at the first that gets no answer."""
+        """Send the channels of a chunk one by one. Stops at the first that fails."""
         confirmed: list[str] = []
         refused: dict[str, ApiRefusedError] = {}
-        unavailable = None
+        failure = None
         for column in chunk.columns:
             try:
                 client.push_channel(self.family, self.data_id, chunk, column)
             except ApiRefusedError as error:
                 refused[column.name] = error
-            except ApiUnavailableError as error:
-                unavailable = error
+            except _FAILED as error:
+                failure = error
                 break
             else:
                 confirmed.append(column.name)
-        return Sent(tuple(confirmed), refused, unavailable=unavailable)
+        return Sent(tuple(confirmed), refused, failure=failure)
