@@ -74,22 +74,21 @@ class WorkerPool:
         self._clients: list[Client] = []  # one per thread
 
     def permit(self, number: int) -> None:
-        """Permit up to `number` threads to work from now on. Returns at once."""
+        """Permit up to `number` threads to work from now on. Returns at once.
+
+        To be called every second or so: if the system refused a thread that tasks wait for, it is asked again.
+        """
         self._permitted = number
         while self._working_threads > number:
             self._resting += 1
             self._tasks.put(_Rest())
+        self._use_another_thread()
 
     def queue_task(self, delivery: RunDelivery, task: Task) -> None:
         """Queue a task. Returns at once."""
         self.in_flight += 1
         self._tasks.put((delivery, task))
-        if self._working_threads < min(self.in_flight, self._permitted):
-            if self._resting:
-                self._resting -= 1
-                self._wake.release()
-            else:
-                self.start_thread()
+        self._use_another_thread()
 
     def note_returned(self) -> None:
         """Note that a task's report was received."""
@@ -151,6 +150,15 @@ class WorkerPool:
     @property
     def _working_threads(self) -> int:
         return len(self._threads) - self._resting
+
+    def _use_another_thread(self) -> None:
+        """Wake or start a thread if there are fewer than are permitted and have a task."""
+        if self._working_threads < min(self.in_flight, self._permitted):
+            if self._resting:
+                self._resting -= 1
+                self._wake.release()
+            else:
+                self.start_thread()
 
     def _work_loop(self) -> None:
         client = Client(self._settings, make_way=self._gil_yield.make_way)

@@ -875,6 +875,25 @@ def test_stop_returns_false_while_a_request_is_under_way(
     assert uploader.stop(timeout_s=20) is True
 
 
+def test_what_waits_is_sent_once_a_thread_can_be_started_again(
+    make_callback: MakeCallback, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, refusals = threading.Thread.start, iter([True] * 3)
+
+    def refused_three_times(thread: threading.Thread) -> None:
+        if thread.name.startswith("atomscale-sender") and next(refusals, False):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused_three_times)
+    callback = make_callback()
+    for name, doc in growth(points=5):
+        callback(name, doc)
+
+    assert callback.drain(timeout_s=30)
+    assert [stream.status for stream in server.streams()] == ["success"]
+
+
 def test_the_uploader_reports_for_how_long_the_key_is_refused(
     make_uploader: MakeUploader, spool: Spool, server: LocalServer
 ) -> None:
