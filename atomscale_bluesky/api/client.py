@@ -174,10 +174,13 @@ class Client:
         """Give a stream's catalogue entry another label."""
         self._send(wire.rename(data_id, label))
 
-    def clock(self) -> ClockReading:
-        """Return how far this host's clock is from the server's, by one exchange of four time stamps."""
+    def clock(self, limit_s: float | None = None) -> ClockReading:
+        """Return how far this host's clock is from the server's, by one exchange of four time stamps.
+
+        `limit_s` is a shorter time limit than the usual.
+        """
         sent = time.time()
-        answer = self._send(wire.clock())
+        answer = self._send(wire.clock(), limit_s=limit_s)
         back = time.time()
         server_received, server_sent = self._read(answer, answers.read_clock)
         return ClockReading(

@@ -14,15 +14,19 @@ from .client import Client, ClockReading
 EXCHANGES = 4
 
 
-def measure(client: Client) -> ClockReading:
+def measure(client: Client, limit_s: float | None = None) -> ClockReading:
     """Return the exchange with the least delay out of a few with the server's clock.
+
+    Args:
+        client: Whose server.
+        limit_s: A shorter time limit than the usual, for each exchange.
 
     Raises:
         ApiUnavailableError: There was no answer, or the time stamps of each exchange contradict each other.
         ApiRefusedError: The server has no such clock.
         ApiKeyError: The server asks for a valid key.
     """
-    readings = [reading for reading in (client.clock() for _ in range(EXCHANGES)) if reading.delay_s >= 0]
+    readings = [reading for reading in (client.clock(limit_s) for _ in range(EXCHANGES)) if reading.delay_s >= 0]
     if not readings:
         raise ApiUnavailableError("the time stamps of the server's clock contradict this host's; was a clock just set?")
     return min(readings, key=lambda reading: reading.delay_s)

@@ -93,7 +93,8 @@ class Connection:
         self._endpoint = settings.endpoint
         self._timeout_s = settings.request_timeout_s
         self._clock = clock
-        self._deadline = 0.0  # of the present request
+        self._limit_s = self._timeout_s  # of the present request
+        self._deadline = 0.0  # the same
         self.traffic = Traffic()
         self._session = _Session()
         self._session.trust_env = not is_loopback(settings.endpoint)
@@ -113,14 +114,22 @@ class Connection:
         # Passed with each request: a session's own `verify` can be overridden by the environment.
         self._verify = settings.ca_bundle or None
 
-    def send(self, request: wire.Request, max_bytes: int = MAX_ANSWER_BYTES) -> bytes:
-        """Send a request and return the body of its 2xx answer."""
-        return self.send_and_read(request, max_bytes, _join)
+    def send(self, request: wire.Request, max_bytes: int = MAX_ANSWER_BYTES, *, limit_s: float | None = None) -> bytes:
+        """Send a request and return the body of its 2xx answer. `limit_s` is a shorter time limit than the usual."""
+        return self.send_and_read(request, max_bytes, _join, limit_s=limit_s)
 
-    def send_and_read(self, request: wire.Request, max_bytes: int, read_body: Callable[[Iterator[bytes]], T]) -> T:
+    def send_and_read(
+        self,
+        request: wire.Request,
+        max_bytes: int,
+        read_body: Callable[[Iterator[bytes]], T],
+        *,
+        limit_s: float | None = None,
+    ) -> T:
         """Send a request and return what `read_body` makes of the parts of its 2xx answer's body."""
         begin = self._clock()
-        self._deadline = begin + self._timeout_s
+        self._limit_s = self._timeout_s if limit_s is None else min(limit_s, self._timeout_s)
+        self._deadline = begin + self._limit_s
         what = f"{request.method} {request.path.partition('?')[0]}"
         self._adapter.begin(self._deadline)
         try:
@@ -166,7 +175,7 @@ class Connection:
             f"{self._endpoint}/{request.path}",
             data=request.body,
             headers={"Content-Type": "application/json"} if request.parts else None,
-            timeout=(min(10.0, self._timeout_s), self._timeout_s),
+            timeout=(min(10.0, self._limit_s), self._limit_s),
             allow_redirects=False,
             verify=self._verify,
             stream=True,
@@ -189,7 +198,7 @@ class Connection:
             return None
         before, headers = known
         head = f"POST {before}{request.path} HTTP/1.1\r\n".encode() + headers
-        with self._adapter.exchange(head, request.parts, self._timeout_s) as response:
+        with self._adapter.exchange(head, request.parts, self._limit_s) as response:
             if response is None:
                 return None
             return self._answer(response.status, response.headers, response.read1, max_bytes, read_body)
@@ -227,7 +236,7 @@ class Connection:
 
     def _check_time(self, what: str) -> None:
         if self._clock() > self._deadline:
-            raise ApiUnavailableError(f"{what}: no complete answer within {self._timeout_s:g} s")
+            raise ApiUnavailableError(f"{what}: no complete answer within {self._limit_s:g} s")
 
     def _raise_unless_success(self, what: str, answer: Answer) -> None:
         status = answer.status

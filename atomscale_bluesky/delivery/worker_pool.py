@@ -29,6 +29,8 @@ from .unfinished_tasks import Task
 
 # How often the server's clock is measured for `status`: NTP corrects a host's clock within minutes.
 CLOCK_INTERVAL_S = 3600.0
+# How long an exchange with it may take: the thread's next task waits, and a slower one would tell little.
+CLOCK_LIMIT_S = 2.0
 
 
 class Report(NamedTuple):
@@ -72,6 +74,8 @@ class WorkerPool:
         self._wake = threading.Semaphore(0)  # for threads that rest
         self._threads: list[threading.Thread] = []
         self._clients: list[Client] = []  # one per thread
+        self._measuring: set[threading.Thread] = set()  # those that measure the clock
+        self._ending = False
 
     def permit(self, number: int) -> None:
         """Permit up to `number` threads to work from now on. Returns at once.
@@ -130,6 +134,7 @@ class WorkerPool:
 
     def end_threads(self) -> None:
         """Let every thread end after its present task."""
+        self._ending = True
         for _ in self._threads:
             self._tasks.put(None)
             self._may_work.release()
@@ -141,11 +146,15 @@ class WorkerPool:
         return threading.current_thread() in self._threads
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for up to `timeout_s` until all threads have ended. Return True if they have."""
+        """Wait for up to `timeout_s` until all threads have ended. Return True if they have.
+
+        One that measures the clock has nothing more to send, and ends by itself.
+        """
         deadline = time.monotonic() + timeout_s
-        for thread in self._threads:
+        threads = [thread for thread in self._threads if thread not in self._measuring]
+        for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._threads)
+        return not any(thread.is_alive() for thread in threads)
 
     @property
     def _working_threads(self) -> int:
@@ -185,10 +194,12 @@ class WorkerPool:
             client.close()
 
     def _measure_clock(self, client: Client) -> None:
-        """Measure how far this host's clock is off, once an hour. Nothing waits for it, and a failure is ignored."""
+        """Measure how far this host's clock is off, once an hour. A failure is ignored."""
         now = time.monotonic()
-        if now - self._server_facts.clock_measured < CLOCK_INTERVAL_S:
+        if self._ending or now - self._server_facts.clock_measured < CLOCK_INTERVAL_S:
             return
         self._server_facts.clock_measured = now
+        self._measuring.add(threading.current_thread())
         with suppress(Exception):
-            self._report(measure(client))
+            self._report(measure(client, CLOCK_LIMIT_S))
+        self._measuring.discard(threading.current_thread())

@@ -117,6 +117,19 @@ def test_a_clock_that_does_not_answer_holds_nothing_up(callback: AtomscaleCallba
     assert [stream.status for stream in server.streams()] == ["success"]
 
 
+def test_a_clock_that_hangs_holds_the_next_request_up_for_a_moment_only(
+    make_callback: MakeCallback, server: LocalServer
+) -> None:
+    server.misbehave(Fault(call="time", hang=True))
+    callback = make_callback(max_connections=1, request_timeout_s=90)
+    for name, doc in growth(points=25):
+        callback(name, doc)
+
+    assert callback.drain(timeout_s=30)
+    assert server.faults()[0].acted == 1
+    assert [stream.status for stream in server.streams()] == ["success"]
+
+
 # ---- shifting --------------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from waiting import wait_until
 
 from atomscale_bluesky import AtomscaleCallback, Settings
 from atomscale_bluesky.checks.verification import Verification
+from atomscale_bluesky.delivery import worker_pool
 from atomscale_bluesky.delivery.active_runs import MAX_ACTIVE
 from atomscale_bluesky.delivery.backoff import MISSING
 from atomscale_bluesky.delivery.drain import DrainQuestion
@@ -872,6 +873,19 @@ def test_stop_returns_false_while_a_request_is_under_way(
     wait_until(lambda: server.counts().under_way == 1)
 
     assert uploader.stop(timeout_s=0.2) is False
+    assert uploader.stop(timeout_s=20) is True
+
+
+def test_stop_does_not_wait_for_a_measurement_of_the_clock(
+    make_uploader: MakeUploader, spool: Spool, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_pool, "CLOCK_LIMIT_S", 60.0)
+    server.misbehave(Fault(call="time", hang=True))
+    spooled(spool, server)
+    uploader = make_uploader(request_timeout_s=60)
+    uploader.start()
+    wait_until(lambda: server.faults()[0].acted)
+
     assert uploader.stop(timeout_s=20) is True
 
 
