@@ -32,7 +32,7 @@ KEY = Backoff(5.0, 300.0)
 # After a failed link or look-up, for that task alone. Chunks may well be taken meanwhile, and each failure makes all
 # tasks pause.
 LINK = Backoff(0.5, 60.0)
-# After a read that shows less than was stored. Stored points may take a while until they can be read.
+# After a read, or a look at the catalogue, that shows less than was stored. That may take a while until it can be read.
 READ = Backoff(0.5, 30.0)
 # After Atomscale refused a request because something that it names does not exist. It may be created later.
 MISSING = Backoff(60.0, 3600.0)

@@ -6,7 +6,7 @@
     413                                 too large: a smaller one may be taken, and the stream is open
     any other refusal of a chunk        the stream may be closed: the catalogue is asked
 
-`is_closed` and `closed_as` ask the catalogue, so a worker calls them. The other functions are pure.
+`is_closed` and `status_of` ask the catalogue, so a worker calls them. The other functions are pure.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ..api.answers import CLOSED, Entry
+from ..api.answers import CLOSED
 from ..api.client import Client
 from ..errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError
 from .tasks.work import UnexplainedError, Work, WorkerContext
@@ -25,6 +25,8 @@ _logger = logging.getLogger(__name__)
 LOOK_UP_REFUSED = (ApiKeyError, ApiRefusedError)
 # After this many attempts, each without an answer from the catalogue about its stream, a refusal counts as it is.
 CATALOGUE_ATTEMPTS = 8
+# The status of a stream that the catalogue does not have.
+MISSING = "missing"
 
 
 def is_no_route(error: ApiError) -> bool:
@@ -59,16 +61,15 @@ def surely_did_nothing(error: ApiError) -> bool:
 
 def is_closed(client: Client, work: Work[Any], data_id: str, context: WorkerContext) -> bool:
     """Return True if the catalogue says that the server has closed the stream, so the chunk was not refused itself."""
-    return closed_as(client, work, data_id, context) is not None
+    return status_of(client, work, data_id, context) in CLOSED
 
 
-def closed_as(client: Client, work: Work[Any], data_id: str, context: WorkerContext) -> str | None:
-    """Return the status of a closed stream, or None if it is open or the catalogue does not tell.
+def status_of(client: Client, work: Work[Any], data_id: str, context: WorkerContext) -> str | None:
+    """Return the status that the catalogue has of a stream, or `MISSING`, or None if the catalogue does not tell.
 
     Raises:
         UnexplainedError: The catalogue gave no answer, which can clear. Not raised after `CATALOGUE_ATTEMPTS`.
     """
-    entry: Entry | None = None
     try:
         entry = client.entry_of(data_id)
     except LOOK_UP_REFUSED as error:
@@ -76,4 +77,6 @@ def closed_as(client: Client, work: Work[Any], data_id: str, context: WorkerCont
     except ApiUnavailableError as error:
         if context.unexplained + 1 < CATALOGUE_ATTEMPTS:
             raise UnexplainedError from error
-    return entry.status if entry is not None and entry.status in CLOSED else None
+    else:
+        return MISSING if entry is None else entry.status
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Iterator
 
@@ -44,8 +45,8 @@ def initializing(*, may_exist: bool = False) -> Task:
     return Task(Initialize(0, LABEL, Links(synth_source_id=42), 4, "metrology", may_exist))
 
 
-def finalizing(data_id: str) -> Task:
-    return Task(Finalize(0, LABEL, data_id, "metrology"))
+def finalizing(data_id: str, *, may_be_closed: bool = False, looks: int = 0) -> Task:
+    return Task(Finalize(0, LABEL, data_id, "metrology", may_be_closed, looks))
 
 
 def measuring(data_id: str, *, attempts: int = 0) -> Task:
@@ -116,6 +117,24 @@ def test_finalizing_what_is_open_and_refused_or_not_there_is_refused(client: Cli
         assert isinstance(perform(client, finalizing(where), ServerFacts()).error, ApiRefusedError)
 
 
+@pytest.mark.parametrize("shown", [[], ["streaming"]], ids=["missing", "open"])
+def test_a_finalize_that_may_be_done_is_refused_only_after_the_catalogue_was_asked_several_times(
+    client: Client, server: LocalServer, shown: list[str]
+) -> None:
+    data_id = initialize(client)
+    entries = [{"data_id": data_id, "name": LABEL, "status": status} for status in shown]
+    server.misbehave(Fault(call="finalize", status=409), Fault(call="catalogue", body=json.dumps(entries)))
+
+    def attempt(looks: int) -> Outcome:
+        return perform(client, finalizing(data_id, may_be_closed=True, looks=looks), ServerFacts())
+
+    for looks in range(CATALOGUE_ATTEMPTS - 1):
+        again = attempt(looks)
+        assert again.error is None
+        assert isinstance(again.result, ApiRefusedError)
+    assert isinstance(attempt(CATALOGUE_ATTEMPTS - 1).error, ApiRefusedError)
+
+
 def test_finalizing_a_stream_that_the_server_closed_logs_that_it_is_complete(caplog: pytest.LogCaptureFixture) -> None:
     with LocalServer(control=True, silence_s=1.0) as server:
         client = Client(Settings.load(environ={}, endpoint=server.url, api_key=server.api_key))
@@ -150,13 +169,14 @@ def test_a_refused_chunk_keeps_its_own_reason_when_the_catalogue_is_refused_too(
 
 
 @pytest.mark.parametrize("status", [403, 404])
+@pytest.mark.parametrize("may_be_closed", [False, True])
 def test_a_refused_finalize_keeps_its_own_reason_when_the_catalogue_is_refused_too(
-    client: Client, server: LocalServer, status: int
+    client: Client, server: LocalServer, status: int, may_be_closed: bool
 ) -> None:
     data_id = initialize(client)
     server.misbehave(Fault(call="finalize", status=422), Fault(call="catalogue", status=status))
 
-    outcome = perform(client, finalizing(data_id), ServerFacts())
+    outcome = perform(client, finalizing(data_id, may_be_closed=may_be_closed), ServerFacts())
 
     assert isinstance(outcome.error, ApiRefusedError)
     assert "finalize was answered 422" in str(outcome.error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import re
 import sys
@@ -662,6 +663,28 @@ def test_a_stream_may_exist_after_a_failure_unless_the_request_surely_did_nothin
     answering: Server, error: ApiError, may_exist: bool
 ) -> None:
     assert answering.fails(error).work.may_exist is may_exist
+
+
+def test_a_stream_may_be_closed_after_a_finalize_unless_the_request_surely_did_nothing(
+    answering: Server, deliver: Deliver, spool: Spool
+) -> None:
+    answering.delivery = initialized(deliver(5))
+    confirm(answering.delivery, answering.task())
+    refused = ApiUnavailableError("refused connection", may_have_been_applied=False)
+    for answering.now, error, may_be_closed in ((0.0, refused, False), (100.0, DOWN, True), (200.0, refused, True)):
+        assert answering.fails(error).work.may_be_closed is may_be_closed
+
+    (task,) = tasks(answering.delivery, math.inf)
+    answering.delivery.apply_result(task, ApiRefusedError("is closed", status=409), 0.0)  # not in the catalogue
+    (again,) = tasks(answering.delivery, math.inf)
+    assert (again.kind, again.work.may_be_closed, again.work.looks) == (Kind.FINALIZE, True, 1)
+
+    answering.delivery.close()
+    claim = spool.claim(answering.delivery.claim.folder)
+    assert claim is not None
+    (in_next_process,) = tasks(fresh := RunDelivery(claim))
+    assert (in_next_process.kind, in_next_process.work.may_be_closed) == (Kind.FINALIZE, True)
+    fresh.close()
 
 
 def test_a_task_forbidden_while_others_are_taken_is_parked_and_else_tried_again(

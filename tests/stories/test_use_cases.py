@@ -161,6 +161,18 @@ def test_a_lost_answer_to_initialize_does_not_make_a_second_stream(
     assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 30)]
 
 
+def test_a_lost_answer_to_finalize_parks_no_run_while_the_catalogue_lags(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    server.misbehave(Fault(call="finalize", reset_after=True, times=1), Fault(call="catalogue", body="[]", times=2))
+    for name, doc in growth(points=25):
+        callback(name, doc)
+
+    assert callback.drain(timeout_s=30)
+    assert [stream.status for stream in server.streams()] == ["success"]
+    assert server.faults()[1].acted == 2
+
+
 def test_a_lost_answer_to_finalize_counts_as_done_when_the_catalogue_says_so(
     callback: AtomscaleCallback, server: LocalServer
 ) -> None:
