@@ -54,7 +54,7 @@ class ApiError(AtomscaleBlueskyError):
     """Atomscale did not do what was asked.
 
     `status` is the HTTP status of its answer, or None without an answer from the API. `detail` is the answer's message,
-    quoted and shortened. `answer` is the body of a refusal as it came.
+    quoted and shortened. `answer` is the body of a refusal as it came, but for the API key.
     """
 
     def __init__(self, message: str, *, status: int | None = None, detail: str = "", answer: bytes = b"") -> None:

@@ -41,7 +41,7 @@ class AnswerReader:
     def read(self, body: bytes, read: Callable[[bytes], T]) -> T:
         """Return what `read` makes of an answer's body."""
         try:
-            return read(body)
+            return self._connection.key.kept_from_errors(lambda: read(body))
         except (AnswerError, RecursionError) as error:
             raise self._not_from_the_api(error) from error
 

@@ -30,6 +30,7 @@ from ..errors import ApiKeyError, ApiRefusedError, ApiUnavailableError
 from ..model.text import safe
 from ..settings import Settings, is_loopback
 from . import answers, wire
+from .hidden_key import HiddenKey
 from .transport import DeadlineAdapter, headers_of
 
 MAX_ANSWER_BYTES = 2**20
@@ -81,7 +82,7 @@ class Connection:
         settings: Endpoint, key and limits.
         clock: A monotonic clock.
 
-    `traffic` counts what it has sent so far.
+    `traffic` counts what it has sent so far. `key` keeps the API key out of errors.
 
     Raises:
         ApiUnavailableError: From both ways to send: no answer from the API, or 408, 425, 429 or 5xx. Try again later.
@@ -96,6 +97,7 @@ class Connection:
         self._limit_s = self._timeout_s  # of the present request
         self._deadline = 0.0  # the same
         self.traffic = Traffic()
+        self.key = HiddenKey(settings.api_key)
         self._session = _Session()
         self._session.trust_env = not is_loopback(settings.endpoint)
         self._session.auth = _no_auth  # without one, requests would read netrc
@@ -127,8 +129,11 @@ class Connection:
         limit_s: float | None = None,
     ) -> T:
         """Send a request and return what `read_body` makes of the parts of its 2xx answer's body."""
-        begin = self._clock()
         self._limit_s = self._timeout_s if limit_s is None else min(limit_s, self._timeout_s)
+        return self.key.kept_from_errors(lambda: self._send_and_read(request, max_bytes, read_body))
+
+    def _send_and_read(self, request: wire.Request, max_bytes: int, read_body: Callable[[Iterator[bytes]], T]) -> T:
+        begin = self._clock()
         self._deadline = begin + self._limit_s
         what = f"{request.method} {request.path.partition('?')[0]}"
         self._adapter.begin(self._deadline)
@@ -242,7 +247,8 @@ class Connection:
         status = answer.status
         if _is_success(status):
             return
-        detail = answers.error_text(answer.refusal)
+        refusal = self.key.replaced_in(answer.refusal)
+        detail = answers.error_text(refusal)
         text = f"{what} was answered {status}: {detail}"
         if status in {401, 403}:
             raise ApiKeyError(text, status=status)
@@ -252,7 +258,7 @@ class Connection:
             raise ApiUnavailableError(f"{what} was answered {status}, which no request here asks for", status=status)
         if status < 400:
             raise ApiUnavailableError(f"{what} was answered {status}, a redirect, which is not followed", status=status)
-        raise ApiRefusedError(text, status=status, detail=detail, answer=answer.refusal)
+        raise ApiRefusedError(text, status=status, detail=detail, answer=refusal)
 
     def cut_if_late(self) -> None:
         """Break off a request that is past its time limit. Another thread calls this every second or so."""

@@ -27,7 +27,7 @@ from runs import growth
 from waiting import wait_until
 
 import atomscale_bluesky
-from atomscale_bluesky import ApiRefusedError, ApiUnavailableError, AtomscaleCallback, Settings, SettingsError
+from atomscale_bluesky import ApiError, ApiRefusedError, ApiUnavailableError, AtomscaleCallback, Settings, SettingsError
 from atomscale_bluesky.api.client import Client
 from atomscale_bluesky.checks.doctor import Result, examine
 from atomscale_bluesky.delivery.task_runner import perform
@@ -142,6 +142,99 @@ def test_the_key_is_in_no_file_of_the_spool_and_in_no_status(
     assert KEY not in said
     for path in spool_dir.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize("status", [401, 422, 503])
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"detail": "Incorrect API key provided: ' + KEY + '"}',
+        '{"detail": "Incorrect API key provided: ' + "".join(f"\\u{ord(one):04X}" for one in KEY) + '"}',
+        "<p>" + "x" * (190 - len(KEY)) + KEY + "</p>",
+        "{" + "x" * 190 + KEY,
+    ],
+    ids=["json", "escaped", "html", "cut"],
+)
+def test_a_key_that_the_server_repeats_is_in_no_log_file_status_or_error(
+    keyed: tuple[LocalServer, MakeCallback],
+    spool_dir: Path,
+    caplog: pytest.LogCaptureFixture,
+    status: int,
+    body: str,
+) -> None:
+    server, make = keyed
+    caplog.set_level(1)
+    server.misbehave(Fault(status=status, body=body))
+    callback = make(points_per_chunk=10)
+    for name, doc in growth(points=25):
+        callback(name, doc)
+    wait_until(lambda: f"was answered {status}" in caplog.text)
+    callback.drain(timeout_s=1)
+    said = caplog.text + str(callback.status()) + repr(callback.status().runs) + repr(callback.status().trouble)
+    callback.close(timeout_s=0)
+    said += "".join(path.read_text("latin-1") for path in spool_dir.rglob("*") if path.is_file())
+    client = Client(callback.settings)
+    with pytest.raises(ApiError) as raised:
+        client.create_tag("x")
+    client.close()
+    said += told_by(raised.value)
+
+    assert f"was answered {status}" in said
+    assert KEY[:6] not in said
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 %b\r\n\r\n" % KEY.encode(),
+        b"%b\r\n\r\n" % (b"x" * 200 + KEY.encode()),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%b\r\n" % KEY.encode(),
+        b"HTTP/1.1 400 %b\r\nX: %b\r\nContent-Length: 0\r\n\r\n" % (KEY.encode(), KEY.encode()),
+        *(
+            b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+            for body in (
+                KEY.encode(),
+                b"[%b]" % KEY.encode(),
+                b'{"data_id": "no id: %b"}' % KEY.encode(),
+                b'{"data_id": "%b%b"}' % (b" " * 60, KEY.encode()),
+                b"x" * 40 + KEY.encode(),
+            )
+        ),
+    ],
+    ids=lambda answer: repr(answer[-40:]),
+)
+def test_a_key_in_what_a_server_sends_in_the_place_of_an_answer_is_in_no_error(answer: bytes) -> None:
+    for call in (
+        lambda client: client.find_entry("anything"),
+        lambda client: client.initialize("metrology", label="x", points_per_chunk=10, links=Links()),
+    ):
+        for endpoint in answering(answer):
+            client = Client(Settings.load(environ={}, endpoint=endpoint, api_key=KEY))
+            with pytest.raises(ApiError) as raised:
+                call(client)
+            client.close()
+            assert KEY[:6] not in told_by(raised.value)
+
+
+@pytest.mark.parametrize("key", [None, "e", "answer"])
+def test_a_very_short_key_garbles_no_error(server: LocalServer, key: str | None) -> None:
+    server.misbehave(Fault(status=422, body='{"detail": "the answer"}'))
+    client = Client(Settings.load(environ={}, endpoint=server.url, api_key=key))
+
+    with pytest.raises(ApiRefusedError, match="POST tags/ was answered 422: 'the answer'") as raised:
+        client.create_tag("x")
+    client.close()
+    assert raised.value.answer == b'{"detail": "the answer"}'
+
+
+def told_by(error: BaseException) -> str:
+    """All that an error and those behind it hold."""
+    said = "".join(traceback.format_exception(error))
+    behind: BaseException | None = error
+    while behind is not None:
+        said += repr(behind) + repr(vars(behind))
+        behind = behind.__cause__ or behind.__context__
+    return said
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks into /proc")
