@@ -522,6 +522,66 @@ def test_a_key_that_may_not_create_tags_delivers_the_other_runs(
     wait_until(lambda: [one.state for one in callback.status()] == ["parked"], timeout_s=30)
 
 
+@pytest.mark.parametrize("status", [403, 404, 422])
+def test_a_refused_list_holds_up_nothing_that_can_be_created_or_asked_for(
+    callback: AtomscaleCallback, server: LocalServer, status: int
+) -> None:
+    known = project(server)
+    for call in ("samples", "tags"):
+        server.misbehave(Fault(call=call, method="GET", status=status))
+    server.misbehave(Fault(call="projects", method="GET", status=status, times=1))  # the second asks for its samples
+
+    run(callback, project_id=known, physical_sample="GaN-0417", tags=["night shift"])
+
+    assert callback.drain(timeout_s=20)
+    server.behave()
+    (stream,) = server.streams()
+    assert (stream.points, stream.status, stream.project_id) == (50, "success", known)
+    assert samples(server) == ["GaN-0417"]
+    assert set(stream.tags) == {"night shift", "bluesky: success"}
+
+
+def test_a_refused_list_and_a_name_that_is_taken_park_the_run_with_its_readings(
+    callback: AtomscaleCallback, server: LocalServer
+) -> None:
+    ask(server, "POST", "/tags/", {"name": "night shift"})
+    server.misbehave(Fault(call="tags", method="GET", status=403))
+
+    run(callback, tags=["night shift"])
+
+    assert not callback.drain(timeout_s=20)
+    (parked,) = callback.status()
+    assert (parked.state, parked.points.waiting) == ("parked", 50)
+    assert "tag 'night shift'" in (parked.problem or "")
+    assert "--no-tags`" in (parked.problem or "")
+
+
+@pytest.mark.parametrize(
+    ("call", "links", "status"),
+    [
+        ("samples", {"physical_sample": "GaN-0417"}, 401),
+        ("tags", {"tags": ["night shift"]}, 401),
+        ("projects", {"project_id": NOBODY}, 401),
+        ("projects", {"project_id": NOBODY}, 403),  # the list and the project's own request
+    ],
+)
+def test_a_list_that_is_refused_for_its_key_waits_for_another_key(
+    callback: AtomscaleCallback,
+    server: LocalServer,
+    caplog: pytest.LogCaptureFixture,
+    call: str,
+    links: dict[str, Any],
+    status: int,
+) -> None:
+    server.misbehave(Fault(call=call, method="GET", status=status))
+
+    run(callback, **links)
+
+    wait_until(lambda: "check the API key" in caplog.text)
+    assert server.requests("initialize") == []
+    assert [one.state for one in callback.status()] == ["delivering"]
+
+
 # ---- tracking --------------------------------------------------------------------------------------------------------
 
 

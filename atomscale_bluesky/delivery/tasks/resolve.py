@@ -3,7 +3,7 @@
 Atomscale promises nothing about the order or completeness of its lists, and another run may create the same name at
 the same moment. So a list is only the cheap way to find a name. A name that is not in it is created, and a refusal
 because the name is taken tells that it exists. Repeating anything here changes nothing. A refused list has told
-nothing: only the refusal of the request itself counts.
+nothing: only the refusal of the request itself counts. A 401 is about the key, and counts in any case.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 
 from ...api.answers import Item
 from ...api.client import Client
-from ...errors import ApiKeyError, ApiRefusedError
+from ...errors import ApiKeyError, ApiRefusedError, ApiTooLargeError
 from ...model.identifiers import comparable, is_uuid
 from ...model.links import Links
 from ...model.uids import shown_uid
@@ -94,12 +94,13 @@ def next_work(run: ClaimedRun, now: float) -> Resolve | None:
 
 
 def _find_project(client: Client, project_id: str) -> None:
-    if any(item.id.lower() == project_id for item in client.projects()):
+    projects = _listed(client.projects)
+    if projects and any(item.id.lower() == project_id for item in projects):
         return
     try:
         client.project_samples(project_id)  # the list may be one page of several
     except (ApiKeyError, ApiRefusedError) as error:
-        if error.status == 401:
+        if error.status == 401 or (error.status == 403 and projects is None):  # the key may lack every right
             raise
         # A key that can list the projects but not see this one belongs to another organisation.
         raise ApiRefusedError(
@@ -123,7 +124,7 @@ def _find_sample(client: Client, sample: str) -> None:
 
 
 def _sample(client: Client, name: str) -> str:
-    found = _named(client.samples(), name)
+    found = _named(_listed(client.samples), name)
     if found is None:
         try:
             found = client.create_sample(name)
@@ -143,15 +144,11 @@ def _sample(client: Client, name: str) -> str:
 
 def tag_ids(client: Client, tags: Iterable[str]) -> tuple[str, ...]:
     """Return the ids of tags that are given by name or id. A name that does not exist is created."""
-    known: list[Item] | None = None
+    tags = list(tags)
+    known = None if all(map(is_uuid, tags)) else _listed(client.tags)
     ids: list[str] = []
     for tag in tags:
-        if is_uuid(tag):
-            found = tag
-        else:
-            if known is None:
-                known = client.tags()
-            found = _named(known, tag) or _new_tag(client, tag)
+        found = tag if is_uuid(tag) else _named(known, tag) or _new_tag(client, tag)
         if found not in ids:
             ids.append(found)
     return tuple(ids)
@@ -173,15 +170,26 @@ def _new_tag(client: Client, name: str) -> str:
     return created
 
 
-def _listed(list_items: Callable[[], list[Item]]) -> list[Item]:
-    """Return a list that is asked for again, or an empty one if it is refused."""
+def _listed(list_items: Callable[[], list[Item]]) -> list[Item] | None:
+    """Return a list, or None if it is refused.
+
+    Raises:
+        ApiKeyError: It is refused with 401: another request would be as well.
+        ApiTooLargeError: It is larger than is read.
+    """
     try:
         return list_items()
-    except LOOK_UP_REFUSED:
-        return []
+    except ApiTooLargeError:
+        raise
+    except LOOK_UP_REFUSED as error:
+        if error.status == 401:
+            raise
+        _logger.info("a list was refused, so the next request decides: %s", error)
+        return None
 
 
-def _named(items: list[Item], name: str) -> str | None:
+def _named(items: list[Item] | None, name: str) -> str | None:
     """Return the id of the item with exactly this name, or else with this name in any case."""
+    items = items or []
     exact = next((item.id for item in items if item.name == name), None)
     return exact or next((item.id for item in items if comparable(item.name) == comparable(name)), None)
