@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 # What stands in a large number of ours, as in 1 250 points. Python does not count it as printable.
 _BLANK = "\N{NO-BREAK SPACE}"
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def safe(text: str, limit: int = 1000) -> str:
@@ -11,6 +15,12 @@ def safe(text: str, limit: int = 1000) -> str:
     if len(text) > limit:
         text = text[: limit - 1] + "…"
     return text if text.isprintable() else "".join(c if c.isprintable() or c == _BLANK else repr(c)[1:-1] for c in text)
+
+
+def without_user(address: str) -> str:
+    """Return an address without its user and password, even if these have characters that stand for something else."""
+    scheme = _SCHEME.match(address)
+    return (scheme[0] if scheme else "") + address.rpartition("@")[2] if "@" in address else address
 
 
 def encodable(text: str) -> str:

@@ -29,6 +29,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import APIError, NotFoundError
 
 from ..errors import SettingsError
+from ..model.text import without_user
 from .forms import MessageError, document_in
 from .incoming import Incoming, idle, unreadable
 
@@ -57,7 +58,7 @@ class NatsDocuments:
     Used by one thread. Its connection does its work while a document is asked for.
 
     Args:
-        servers: Addresses of the servers, such as `nats://bus:4222`.
+        servers: Addresses of the servers, such as `nats://bus:4222`. They are shown without user and password.
         stream: The stream's name.
         durable: The consumer's name. It is made if it is not there; an existing one is used as it is.
         subject: Take only messages of this subject, with NATS's wildcards. For a consumer that is made.
@@ -82,7 +83,9 @@ class NatsDocuments:
         for server in self._servers:
             scheme, separator, _ = server.partition("://")
             if separator and scheme.lower() not in _SCHEMES:
-                raise SettingsError(f"the server's address is {server!r}: expected such as nats://bus:4222")
+                shown = without_user(server)
+                raise SettingsError(f"the server's address is {shown!r}: expected such as nats://bus:4222")
+        self._shown_servers = ", ".join(map(without_user, self._servers))
         self._stream = stream
         self._durable = durable
         self._subject = subject
@@ -182,13 +185,14 @@ class NatsDocuments:
         try:
             self._connection = self._run(connecting)
         except Error as error:
-            raise SettingsError(f"{', '.join(self._servers)} refuses the connection: {error}") from error
+            # What is behind the error may quote a part of the password.
+            raise SettingsError(f"{self._shown_servers} refuses the connection: {error}") from None
         while self._subscription is None and not self._ending.is_set():
             try:
                 pending = self._run(self._subscribe())
             except NotFoundError as error:
                 raise SettingsError(
-                    f"stream {self._stream!r} is not on {', '.join(self._servers)}: {error.description}; make it, or "
+                    f"stream {self._stream!r} is not on {self._shown_servers}: {error.description}; make it, or "
                     f"name the one whose subjects the documents have"
                 ) from error
             except _AWAY as error:
@@ -314,7 +318,7 @@ class NatsDocuments:
         return None if task.cancelled() else task.result()
 
     async def _note_error(self, error: Exception) -> None:
-        self._warn_if_new(f"the connection to {', '.join(self._servers)}: {str(error) or type(error).__name__}")
+        self._warn_if_new(f"the connection to {self._shown_servers}: {str(error) or type(error).__name__}")
 
     def _warn_if_new(self, text: str) -> None:
         if text != self._last_warning:

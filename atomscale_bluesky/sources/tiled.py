@@ -37,7 +37,7 @@ from tiled.client.utils import handle_error
 from tiled.queries import Comparison, Eq, Like, NoBool, Regex, SpecsQuery
 
 from ..errors import SettingsError
-from ..model.text import safe
+from ..model.text import safe, without_user
 from .incoming import Incoming, SourceError, idle, no_ack, unreadable
 from .recordings import RecordingError, documents_in
 
@@ -161,7 +161,8 @@ class TiledRuns:
     def _connected(self) -> Container:
         if not isinstance(self._catalogue, str):
             return self._catalogue
-        name = safe(self._catalogue.partition("?")[0])
+        address, _, query = self._catalogue.partition("?")  # which may be a character of the password
+        name = "what was given" if "@" in query else safe(without_user(address))
         try:
             if "://" in self._catalogue:
                 catalogue = _at(_full_address(self._catalogue))
@@ -175,6 +176,8 @@ class TiledRuns:
                 raise SettingsError(f"{name} is not there: {_said(error)}; {_EXPECTED}") from error
             raise SourceError(f"{name} cannot be read: {_said(error)}") from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            if "@" in self._catalogue:  # then the error may quote a part of the password
+                raise SettingsError(f"{name} is no address; {_EXPECTED}") from None
             raise SettingsError(f"{name} is no address: {safe(str(error))}; {_EXPECTED}") from error
         except (RuntimeError, CannotPrompt, CannotRefreshAuthentication) as error:  # nobody is logged in
             raise SettingsError(f"{name} cannot be read without a key; {_KEY}") from error

@@ -252,9 +252,11 @@ def test_a_server_that_answers_at_the_last_moment_is_asked_again(
 
 
 def test_a_missing_stream_is_one_line_and_exit_code_2(broker: Broker) -> None:
-    done = subprocess.run([*WORKER, "--server", broker.url], capture_output=True, text=True, timeout=60, check=False)
+    url = broker.url.replace("//", "//grower:hush8f2c@")
+    done = subprocess.run([*WORKER, "--server", url], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert "stream 'BLUESKY' is not on" in done.stderr
+    assert f"stream 'BLUESKY' is not on {broker.url}: " in done.stderr
+    assert "hush8f2c" not in done.stderr
     assert "Traceback" not in done.stderr
 
 
