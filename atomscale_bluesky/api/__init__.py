@@ -13,6 +13,7 @@ Bounded: every request by its deadline, every answer by its size.
     lists           reads the API's lists piece by piece: catalogue entries, samples, projects, tags, instruments. Pure.
     stream_content  reads a stream's points from an answer piece by piece. Pure.
     json_parts      reads JSON that arrives in parts. Pure.
+    hidden_key      keeps the API key out of errors. Pure.
     transport       deadlines, and a fast path for chunk after chunk over one connection
     clock           compares the server's clock with this host's
 """
