@@ -161,11 +161,12 @@ def report(out: Console, settings: Settings, spool: Spool, watch: SpoolStatus, b
     """
     from ..model.loss import count_not_kept
     from ..settings import spool_option
+    from ..status.run_summary import was_discarded
     from ..status.spool_status import bad_ending
     from .status_text import not_kept_lines
 
     finished = [entry for entry in spool.history.entries() if float(entry.get("finished") or 0.0) >= begun]
-    if discarded := [n for entry in finished if (n := int(entry.get("discarded") or 0))]:
+    if discarded := [int(entry.get("discarded") or 0) for entry in finished if was_discarded(entry)]:
         points, runs = counted(sum(discarded), "point"), counted(len(discarded), "run")
         out.print(Text(f"Discarded, as ordered: {points} of {runs}.", style="yellow"), soft_wrap=True)
     missing = [n for entry in finished if (n := count_not_kept(entry.get("left_out") or {}))]

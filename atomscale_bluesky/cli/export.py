@@ -43,7 +43,8 @@ def export(
     column is the time in Unix seconds, and each channel has a column of its own. Channels with other times,
     such as those of a monitor, get a further file, named after their event stream. No file is overwritten. Parquet
     needs the extra `parquet`. A run that was interrupted and went on has several parts, and all of them are written;
-    if --from does not have the points of one, the command says so, and its exit code is 1.
+    if --from does not have the points of one, the command says so, and its exit code is 1. The same if a run that has
+    left the spool has so many channels that its history does not name all: name those that are missing.
     """
     from ..settings import Settings
 
@@ -67,7 +68,7 @@ def export(
             raise click.ClickException(f"{str(one)!r} cannot be written: {safe(error)}") from None
         text = f"{safe(one)}: {counted(len(table.times), 'row')} of {counted(len(table.columns), 'channel')}"
         console().print(Text(text), soft_wrap=True)
-    return warn_of_missing_parts(found, source)
+    return warn_of_missing_parts(found, source, channels)
 
 
 def _paths(path: Path, tables: list[Table]) -> list[Path]:

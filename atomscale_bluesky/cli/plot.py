@@ -62,7 +62,7 @@ def plot(run: str, channels: tuple[str, ...], out: Path | None, source: str, spo
         console().print(Text(f"The picture is {safe(out)}."), soft_wrap=True)
     else:
         _print(found, by_unit, bool(channels))
-    return warn_of_missing_parts(found, source)
+    return warn_of_missing_parts(found, source, channels)
 
 
 def check_new(path: Path, option: str) -> None:

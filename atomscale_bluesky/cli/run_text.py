@@ -156,11 +156,11 @@ def finished_text(entry: dict[str, Any], *, went_on: bool, with_links: bool) -> 
         with_links: As for `run_text`.
     """
     from ..status.linked_to import linked_to_of_entry
-    from ..status.run_summary import left_out_by_reason, verified_at
+    from ..status.run_summary import left_out_by_reason, verified_at, was_discarded
 
     points = int(entry.get("delivered") or 0)
     discarded = int(entry.get("discarded") or 0)
-    state = "discarded" if discarded else "finalized"
+    state = "discarded" if was_discarded(entry) else "finalized"
     yield _headline(entry.get("label"), state, entry.get("run_uid"), float(entry.get("started") or 0.0))
     table = _table()
     if not entry.get("interrupted"):

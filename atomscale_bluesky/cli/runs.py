@@ -12,6 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ..model.uids import UID_SHOWN, shown_uid, uids_meant
+from ..status.progress import counted
 from .asking import asking
 from .formatting import safe
 from .options import Once
@@ -196,9 +197,16 @@ def tables_of(settings: Settings, run: FoundRun, source: str, names: Sequence[st
     return [only for table in tables if (only := table.with_channels(names)).columns]
 
 
-def warn_of_missing_parts(run: FoundRun, source: str) -> int:
-    """Print how many parts of a run the source does not have, and return the exit code: 1 if there are any."""
+def warn_of_missing_parts(run: FoundRun, source: str, names: Sequence[str] = ()) -> int:
+    """Print how many parts of a run the source does not have, and return the exit code: 1 if there are any.
+
+    The same for points in Atomscale of channels that nobody has named, neither `names` nor the run's history.
+    """
+    from ..status.run_summary import points_of_unnamed_channels
+
+    unnamed = 0
     if source == "api":
+        unnamed = 0 if names else sum(points_of_unnamed_channels(part.entry) for part in run.parts if part.entry)
         missing = [part for part in run.parts if part.status and _is_undelivered(part.status)]
         why, remedy = "no stream in Atomscale yet", "leave out `--from api` to read what is in the spool"
     else:
@@ -208,7 +216,11 @@ def warn_of_missing_parts(run: FoundRun, source: str) -> int:
         parts = f"{len(missing)} of the {len(run.parts)} parts of run {run.short}"
         has = "has" if len(missing) == 1 else "have"
         click.echo(f"atomscale-bluesky: {parts} {has} {why}, so their points are missing here; {remedy}", err=True)
-    return int(bool(missing))
+    if unnamed:
+        points = counted(unnamed, "point")
+        text = f"{points} of run {run.short} are of channels that its history has no room to name, so they are missing"
+        click.echo(f"atomscale-bluesky: {text} here; name these channels to read them", err=True)
+    return int(bool(missing or unnamed))
 
 
 def _is_undelivered(run: RunStatus) -> bool:

@@ -81,9 +81,13 @@ def _show_parts(out: Console, run: FoundRun, *, with_delivered: bool) -> None:
 
 def _show_delivered(out: Console, entry: dict[str, Any]) -> None:
     """Print the channels of a run, or a part of one, that has left the spool."""
+    from ..status.run_summary import points_of_unnamed_channels
+
     for name, known in (entry.get("channels") or {}).items():
         text = f"  {safe(name)}  {counted(int(known['points']), 'point')}  {safe(known['unit'] or '')}"
         out.print(Text(text.rstrip()), soft_wrap=True)
+    if unnamed := points_of_unnamed_channels(entry):
+        out.print(Text(f"  and further channels, with {counted(unnamed, 'point')}"), soft_wrap=True)
     more = "; `--from api` shows first and last values" if entry.get("data_ids") else ""
     out.print(Text(f"It has left the spool{more}.", style="dim"))
 
@@ -104,7 +108,7 @@ def _in_words(counts: Mapping[str, int]) -> str:
 
 def _facts(part: RunPart) -> list[tuple[str, str]]:
     """Return the facts of a run, or of a part of one, beside its channels. Text from outside is made harmless."""
-    from ..status.run_summary import left_out_by_reason, verified_at
+    from ..status.run_summary import left_out_by_reason, verified_at, was_discarded
     from .run_text import ordered_in_words
 
     status, entry = part.status, part.entry or {}
@@ -120,7 +124,7 @@ def _facts(part: RunPart) -> list[tuple[str, str]]:
         streams = [
             (s.get("label"), s.get("data_id"), s.get("state"), s.get("problem")) for s in entry.get("streams") or ()
         ]
-        facts.append(("state", "discarded" if entry.get("discarded") else "finalized"))
+        facts.append(("state", "discarded" if was_discarded(entry) else "finalized"))
         if (at := verified_at(entry)) is not None:
             facts.append(("read back", f"equal, on {moment(at)}"))
         if entry.get("interrupted"):

@@ -35,7 +35,7 @@ from ..status.account import Account
 from ..status.commands import with_option
 from ..status.outage import NEW_KEY, key_for_upload, read_outage
 from ..status.run_status import RunStatus, status_of
-from ..status.run_summary import left_out_by_reason
+from ..status.run_summary import left_out_by_reason, was_discarded
 from ..status.spool_status import bad_ending
 from .prompt import as_line
 from .terminal import is_terminal
@@ -172,7 +172,7 @@ class Announcer:
     def _may_report_begun(self, run: _FollowedRun, entry: dict[str, Any] | None, now: float, *, last: bool) -> bool:
         """Return True if the run is not parked, and its stream's name is known or was waited for long enough."""
         has_name = entry or last or run.name or not self._sends or now - run.seen_at > NAME_PATIENCE_S
-        was_delivered = entry is not None and not entry.get("discarded")
+        was_delivered = entry is not None and not was_discarded(entry)
         return bool(has_name) and (was_delivered or not run.parked)  # a parked run goes nowhere until it is mended
 
     @property

@@ -25,6 +25,7 @@ from ..spool.spool import Spool
 from ..spool.stream_state import MetrologyStreamState
 from .run_rows import RunRows
 from .run_status import RunStatus
+from .run_summary import was_discarded
 from .spool_status import SpoolStatus, bad_ending
 
 # How many runs are listed, and how many of those that have left the spool.
@@ -168,7 +169,7 @@ class SpoolSource:
         return StreamLine(
             id=folder,
             name=str(entry.get("label") or entry.get("run_uid")),
-            status="discarded" if discarded else "delivered",
+            status="discarded" if was_discarded(entry) else "delivered",
             tone="bad" if lost else "done",
             updated=float(entry.get("finished") or 0.0),
             points=int(entry.get("delivered") or 0),

@@ -41,6 +41,7 @@ def history_entry(
         **({"left_out_keys": keys} if (keys := _left_out_keys(status)) else {}),
         "lost": status.points.lost,
         "discarded": status.points.discarded,
+        **({"given_up": True} if _was_given_up(state) else {}),
         "interrupted": bool(stop and stop.interrupted),
         "verified": state.verified is not None,
         **({"verified_at": state.verified} if state.verified is not None else {}),
@@ -54,6 +55,25 @@ def history_entry(
         "channels": _channels(status, account),
         "linked_to": msgspec.to_builtins(status.linked_to),
     }
+
+
+def was_discarded(entry: Mapping[str, Any]) -> bool:
+    """Return True if the operator has discarded a run of a line of the history, so its streams are not all finalized.
+
+    A line of an earlier version only says how many points were discarded.
+    """
+    return bool(entry.get("given_up") or entry.get("discarded"))
+
+
+def points_of_unnamed_channels(entry: Mapping[str, Any]) -> int:
+    """Return how many delivered points of a line of the history are of channels that it has no room to name."""
+    named: Mapping[str, Any] = entry.get("channels") or {}
+    return max(0, int(entry.get("delivered") or 0) - sum(int(channel["points"]) for channel in named.values()))
+
+
+def _was_given_up(state: LedgerState) -> bool:
+    done = bool(state.streams) and all(stream.is_done for stream in state.streams.values())
+    return bool(state.discarded) and not done
 
 
 def verified_at(entry: Mapping[str, Any]) -> float | None:

@@ -20,6 +20,7 @@ import msgspec
 from ..spool.spool import Spool
 from .account import Counts
 from .clock_note import read_note
+from .run_summary import was_discarded
 from .running_totals import RunningTotals, Totals
 from .spool_status import SpoolStatus, Status
 
@@ -123,7 +124,7 @@ class SpoolFigures:
         times = [run.last_confirmed for run in status]
         entries: list[dict[str, Any]] = []
         for entry in spool.history.entries_added(self._marks):
-            if not entry.get("discarded"):
+            if not was_discarded(entry):
                 times.append(float(entry.get("finished") or 0.0))
             if self._watched:
                 entries.append(entry)

@@ -441,3 +441,21 @@ def test_an_endpoint_without_a_path_brings_no_warning(
     make_callback(endpoint=f"{server.url}/")
 
     assert "has the path" not in caplog.text
+
+
+def test_a_discarded_run_whose_points_had_all_arrived_is_not_called_finalized(
+    say: Say, make_callback: MakeCallback, server: LocalServer
+) -> None:
+    server.misbehave(Fault(call="attach_tags", status=422, body='{"detail":"no such tag"}'))
+    with make_callback(tags=["x"]) as callback:
+        for name, doc in growth(5):
+            callback(name, doc)
+        wait_until(lambda: [run.state for run in callback.status()] == ["parked"])
+    assert say("discard", "last", "--yes")[0] == 0
+
+    _, said, _ = say("upload")
+
+    assert "Discarded, as ordered: 0 points of 1 run. All the rest is delivered." in said
+    assert "discarded" in say("status", "--all")[1]
+    assert "state discarded" in say("show", "last")[1]
+    assert [stream.status for stream in server.streams()] == ["stream_active"]

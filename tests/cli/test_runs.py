@@ -376,3 +376,19 @@ def test_an_edit_that_is_not_carried_out_is_shown_with_its_values_beside_what_th
 
     assert say("upload")[0] == 0
     assert re.search(r"linked to instrument 42, sample W2 \([0-9a-f-]{36}\), no project", say("show", uid[:8])[1])
+
+
+def test_points_of_channels_that_the_history_does_not_name_are_missed_aloud(
+    callback: AtomscaleCallback, say: Say, tmp_path: Path
+) -> None:
+    for name, doc in growth(5, keys=250):
+        callback(name, doc)
+    assert callback.drain(20)
+
+    code, said, complaint = say("export", "last", "--csv", str(tmp_path / "some.csv"), "--from", "api")
+    assert (code, "5 rows of 200 channels" in said) == (1, True)
+    assert "250 points of run" in complaint
+    assert "name these channels" in complaint
+    assert "and further channels, with 250 points" in say("show", "last")[1]
+    code, said, complaint = say("export", "last", "k249", "--csv", str(tmp_path / "named.csv"), "--from", "api")
+    assert (code, "5 rows of 1 channel" in said, complaint) == (0, True, "")
