@@ -130,7 +130,8 @@ class LayoutChooser:
                 raise
         if not self.bases:
             self._choose_at_first_event(data, own_times)
-        if not self.has_usual_keys(data):
+        # A new key in the place of a channel: what follows may hide the gap by which it would be found.
+        if not self.has_usual_keys(data) or not data.keys() <= self._known_keys:
             self._take_new_keys(data)
         if self.watched:
             self._take_keys_turned_numeric(data)

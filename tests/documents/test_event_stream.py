@@ -357,6 +357,24 @@ def test_text_that_becomes_a_number_within_a_page_joins_from_there_on() -> None:
     assert [row.layout for row in told.rows] == [0, 0, told.layouts[1].layout]
 
 
+def test_a_new_key_in_the_place_of_another_is_taken_though_a_text_becomes_a_number_in_the_same_event() -> None:
+    told = Told({"a": NUMBER, "b": TEXT_KEY})
+    for n in (1, 2):
+        told.event({"a": n, "b": "warming up"}, time=told.now + n)
+    told.event({"b": 5, "c": 7}, time=told.now + 3)
+    told.event({"a": 4, "b": 6}, time=told.now + 4)
+
+    assert told.values() == {"a": [1, 2, 4], "b": [5, 6], "c": [7]}
+
+
+def test_a_new_key_in_the_place_of_another_is_taken_from_a_part_of_an_event() -> None:
+    told = Told({"a": NUMBER, "b": NUMBER})
+    told.event({"a": 1, "b": 2})
+    told.part({"b": 3, "c": 4}, {"c"})
+
+    assert told.values() == {"a": [1], "b": [2], "c": [4]}
+
+
 @pytest.mark.parametrize("page", [False, True], ids=["events", "pages"])
 def test_a_late_channel_has_its_own_times_from_its_first_point_on(page: bool) -> None:
     told = Told({"a": NUMBER, "b": TEXT_KEY}, name="x_monitor")
