@@ -195,6 +195,7 @@ class EventStream:
             chooser.watched
             or not chooser.has_usual_keys(data)
             or times.uneven
+            or (own_times is not None and chooser.lacks_a_time(own_times))
             or (own_times is None) == chooser.at_own_times
             or only
         ):
@@ -211,16 +212,16 @@ class EventStream:
             out: list[bytes] = []
             gaps, replaced = False, 0
             for base in chooser.bases:
+                if only and only.isdisjoint(base.keys):
+                    base.rows_if_written = base.rows
+                    continue
                 at = time
                 if own_times is not None and base.keys:
                     stamp = own_times.get(base.keys[0])
                     if stamp is None:
-                        replaced += len(base.keys)
+                        replaced += sum(map(data.__contains__, base.keys))
                     else:
                         at = stamp
-                if only and only.isdisjoint(base.keys):
-                    base.rows_if_written = base.rows
-                    continue
                 if not base.layout_written:
                     base.add_layout_lines(out)
                 row = base.row_line(data, base.rows, at, uid)
@@ -305,7 +306,7 @@ class EventStream:
             at, replaced = page.times[begin:end], 0
             if stretch.own_times is not None and base.keys:
                 at, rows = stretch.times_of(base.keys[0], begin, end, page.times)
-                replaced = rows * len(base.keys)
+                replaced = rows * sum(map(page.columns.__contains__, base.keys))
             found.append((at, replaced, base.page_records(page.columns, begin, end, at, uids)))
         return found
 

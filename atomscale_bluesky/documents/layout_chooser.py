@@ -118,6 +118,10 @@ class LayoutChooser:
         """
         return len(data) == self.usual_keys and (not self.left_out or data.keys() >= self.usual_left_out)
 
+    def lacks_a_time(self, own_times: OwnTimes) -> bool:
+        """Return True if keys that share their times do not all have a stamp in this event."""
+        return any(len(base.keys) > 1 and not all(map(own_times.__contains__, base.keys)) for base in self.bases)
+
     def prepare(self, data: Mapping[Any, Any], own_times: OwnTimes | None, only: Set[str] | None) -> None:
         """Make the channels and time bases that an event needs, or only those of the keys in `only`."""
         if (own_times is not None) != self.at_own_times:

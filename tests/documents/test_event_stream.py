@@ -1193,6 +1193,59 @@ def test_a_time_stamp_that_is_none_gives_way_to_the_events_time(stamp: Any) -> N
     assert told.stream.replaced_times == 2
 
 
+def test_keys_of_a_monitor_that_come_in_turns_have_their_own_times() -> None:
+    told = Told({"a": NUMBER, "b": NUMBER}, name="x_monitor")
+    for n, key in enumerate(("c", "b", "b")):
+        told.event({key: n}, time=told.now + n, timestamps={key: told.now + n - 0.5})
+
+    assert told.points() == {
+        "c": [(told.now - 0.5, 0)], "b": [(told.now + 0.5, 1), (told.now + 1.5, 2)],
+    }  # fmt: skip
+    assert told.stream.replaced_times == 0
+
+
+@pytest.mark.parametrize("page", [False, True], ids=["events", "pages"])
+@pytest.mark.parametrize("lacking", ["a", "b"])
+def test_a_reading_without_a_stamp_of_its_own_leaves_the_others_at_theirs(lacking: str, page: bool) -> None:
+    told = Told({"a": NUMBER, "b": NUMBER}, name="x_monitor")
+    for n in range(3):
+        stamps = {key: told.now + n - 0.5 for key in ("a", "b") if n != 1 or key != lacking}
+        if page:
+            columns = {key: [stamp] for key, stamp in stamps.items()}
+            told.page({"a": [n], "b": [n]}, time=[told.now + n], timestamps=columns)
+        else:
+            told.event({"a": n, "b": n}, time=told.now + n, timestamps=stamps)
+
+    stamped = [(told.now + n - 0.5, n) for n in range(3)]
+    assert told.points() == {key: stamped for key in ("a", "b") if key != lacking} | {
+        lacking: [stamped[0], (told.now + 1, 1), stamped[2]],
+    }
+    assert told.stream.replaced_times == 1
+
+
+@pytest.mark.parametrize("page", [False, True], ids=["events", "pages"])
+def test_a_key_that_does_not_come_has_no_reading_whose_time_is_replaced(page: bool) -> None:
+    told = Told({"a": NUMBER, "b": NUMBER}, name="x_monitor")
+    told.event({"a": 1, "b": 1})
+    if page:
+        told.page({"b": [2, 3]})
+    else:
+        told.event({"b": 2})
+        told.event({"b": 3})
+
+    assert told.values() == {"a": [1], "b": [1, 2, 3]}
+    assert told.stream.replaced_times == 0
+
+
+def test_a_part_of_an_event_has_no_replaced_times_of_other_keys() -> None:
+    told = Told({"a": NUMBER, "b": NUMBER}, name="x_monitor")
+    told.event({"a": 1, "b": 2}, timestamps={"b": told.now})
+    told.part({"a": 3, "b": 4}, {"b"})
+
+    assert told.values() == {"a": [1], "b": [2, 4]}
+    assert told.stream.replaced_times == 2  # `a` at first, and then `b`, since a part has no stamps
+
+
 def test_settings_can_ask_for_either_time() -> None:
     by_reading = Told({"a": NUMBER}, Selection(timestamps="reading"))
     by_reading.event({"a": 1}, timestamps={"a": by_reading.now - 7})
