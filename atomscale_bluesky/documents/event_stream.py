@@ -287,7 +287,7 @@ class EventStream:
                     end = outgrown
                     rows = self._rows_of_page(page, stretch, row, end)
             if end - row > 1:  # the first of these rows is counted
-                chooser.count_late(page.columns, end - row)
+                chooser.count_late(page.columns, end - row - 1)
             for base, (at, replaced, records) in zip(chooser.bases, rows, strict=True):
                 self.replaced_times += replaced
                 page.add_rows(base, at, row, records)

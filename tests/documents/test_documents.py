@@ -1296,6 +1296,26 @@ def test_ever_new_keys_are_counted_in_bounded_memory(callback: AtomscaleCallback
     assert status.channels["(other keys)"].seen == 400
 
 
+@pytest.mark.parametrize("rows", [1, 2, 10])
+def test_readings_of_a_page_that_came_too_late_are_counted_once(callback: AtomscaleCallback, rows: int) -> None:
+    run = Run(callback)
+    primary = run.describe("a")
+    run.event(primary, a=0)
+    for n in range(100):
+        data = {"a": n, f"image {n}": n}
+        run.give("event", primary.compose_event(data=data, timestamps={}, time=run.time, validate=False))
+    for _ in range(2):
+        times = [run.time + n for n in range(1, rows + 1)]  # a second apart, as a plan reads
+        run.give("event_page", primary.compose_event_page(
+            data={"a": [1] * rows, "late": [2] * rows}, timestamps={"a": times, "late": times}, time=times, filled={},
+            seq_num=list(range(rows)), uid=[str(uuid.uuid4()) for _ in times], validate=False))  # fmt: skip
+    run.stop()
+
+    status = status_of(callback, run)
+    assert_adds_up(status)
+    assert status.points.left_out["not there at first"] == status.channels["late"].seen == 2 * rows
+
+
 def test_an_event_too_long_for_any_line_is_left_out_and_counted(callback: AtomscaleCallback) -> None:
     run = Run(callback)
     primary = run.describe("a")
