@@ -43,22 +43,17 @@ def description_of(descriptor: Mapping[str, Any], name: str) -> Description:
 
 def descriptor_lines(uid: str, description: Description) -> list[bytes]:
     """Return the line for a journal of the descriptor with this uid, twice: a run cannot be resumed without it."""
-    line = Described(uid, description.event_stream, description.data_keys, description.hinted)
-    try:
-        text = encode(line)
-    except UnicodeEncodeError:  # a lone surrogate, which a file cannot hold
-        text = encode(
-            Described(
-                uid=encodable(line.uid),
-                event_stream=encodable(line.event_stream),
-                data_keys={encodable(key): _sound(described) for key, described in line.data_keys.items()},
-                hinted=tuple(map(encodable, line.hinted)),
-            )
-        )
-    return [text] * 2
+    line = Described(
+        uid=encodable(uid),
+        event_stream=encodable(description.event_stream),
+        data_keys={encodable(key): _writable(described) for key, described in description.data_keys.items()},
+        hinted=tuple(map(encodable, description.hinted)),
+    )
+    return [encode(line)] * 2
 
 
-def _sound(described: DataKey) -> DataKey:
+def _writable(described: DataKey) -> DataKey:
+    """Return the same, of texts that a file can hold: plain ones, without lone surrogates."""
     return DataKey(
         dtype=None if described.dtype is None else encodable(described.dtype),
         units=described.units,

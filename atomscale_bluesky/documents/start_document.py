@@ -11,6 +11,7 @@ from ..errors import ChannelError
 from ..model.identifiers import is_uuid
 from ..model.links import Links
 from ..model.metadata_keys import NAMESPACE
+from ..model.text import encodable
 from ..settings import Settings
 from ..spool.journal_format import FORMAT, Header
 from .conversion import DATES
@@ -35,7 +36,7 @@ def uid_of(start: Mapping[str, Any]) -> str:
             f"a start document's uid has {len(uid)} characters and begins with {uid[:20]!r}, expected up to {MAX_UID} "
             f"printable ones; its run is left out"
         )
-    return uid
+    return encodable(uid)  # plain text, if it is of a type such as numpy's
 
 
 def header_of(

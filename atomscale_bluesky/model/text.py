@@ -24,7 +24,7 @@ def without_user(address: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """Return the text without lone surrogates, which a file cannot hold."""
+    """Return the text as plain `str`, without lone surrogates, which a file cannot hold."""
     return text.encode(errors="replace").decode()
 
 

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from ..model.text import encodable
 from .line_file import LineFile, whole_lines
 from .lines import checksummed, payload_of
 from .locks import locked
@@ -75,6 +76,7 @@ class History:
 
         If there is none, only the lines added since the last call are read.
         """
+        uid = encodable(uid)  # as its journal had it
         self.read_on()
         with self._lock:
             perhaps = any(uids.may_describe(uid) for uids in self._uids.values())

@@ -872,6 +872,61 @@ def test_a_run_with_a_descriptor_of_half_a_megabyte_goes_on_after_a_restart(sett
         assert later.take(*documents[3]) == Accepted(rows=1)
 
 
+class OwnText(str):
+    """Text of another type, as libraries have it."""
+
+    __slots__ = ()
+
+
+def with_texts_of(kind: type[str], value: Any) -> Any:
+    """Return a document in which all texts and keys are of this type."""
+    if isinstance(value, dict):
+        return {kind(key): with_texts_of(kind, member) for key, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_texts_of(kind, one) for one in value]
+    return kind(value) if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("kind", [np.str_, OwnText])
+def test_texts_of_any_type_are_recorded_resumed_and_recognised_like_plain_ones(
+    settings: Settings, make_callback: MakeCallback, server: LocalServer, kind: type[str]
+) -> None:
+    documents = list(growth(points=4, start_metadata={"physical_sample": "Si 1", "tags": ["a"], "stream_name": "x"}))
+    described = documents[1][1]
+    described["data_keys"]["state"] = {"source": "sim", "dtype": "string", "shape": [], "choices": ["off", "on"]}
+    described["hints"] = {"dev": {"fields": ["k0", "state"]}}
+    for _, event in documents[2:-1]:
+        event["data"]["state"], event["timestamps"]["state"] = "on", event["time"]
+    documents = [(name, with_texts_of(kind, doc)) for name, doc in documents]
+
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        assert [one.rows for one in take_all(recorder, documents[:4])] == [0, 0, 1, 1]
+    with DocumentRecorder(settings, redelivers=True) as later:  # its source goes on in mid-run
+        assert [one.rows for one in take_all(later, documents[4:])] == [1, 1, 0]
+    assert make_callback().drain(20)
+    assert {name: sorted(values) for name, values in held(server).items()} == {
+        "k0": [0.0, 1.0, 2.0, 3.0], "k1": [0.1, 1.1, 2.1, 3.1], "state": [1.0] * 4,
+    }  # fmt: skip
+    with DocumentRecorder(settings, redelivers=True) as later:
+        assert take_all(later, documents[2:-1]) == [Accepted(known=1)] * 4
+
+
+@pytest.mark.parametrize("kind", [np.str_, OwnText])
+def test_a_descriptor_with_choices_hints_and_a_dtype_of_any_type_of_text_survives_a_restart(
+    settings: Settings, kind: type[str]
+) -> None:
+    documents = list(growth(points=2, keys=1))
+    described = documents[1][1]
+    described["data_keys"]["k0"] |= {"dtype": kind("number"), "choices": [kind("off"), kind("on")]}
+    described["hints"] = {"dev": {"fields": [kind("k0")]}}
+    with DocumentRecorder(settings, redelivers=True) as recorder:
+        take_all(recorder, documents[:3])
+        assert not recorder.ignored
+
+    with DocumentRecorder(settings, redelivers=True) as later:
+        assert later.take(*documents[3]) == Accepted(rows=1)
+
+
 def test_an_event_stream_may_be_called_like_a_key_of_another_one(
     settings: Settings, make_callback: MakeCallback, server: LocalServer
 ) -> None:
