@@ -11,9 +11,10 @@ import os
 from pathlib import Path
 
 from ..model.rows import Position
-from .line_file import BLOCK_BYTES, end_of_lines
+from .line_file import BLOCK_BYTES, MAX_LINE_BYTES, end_of_lines
 from .lines import PREFIX_BYTES, payload_of
 from .own_files import is_run_file, open_own, open_to_read
+from .row_record import MAGIC
 
 # How much of a journal is read to find its header.
 FIRST_BYTES = 4096
@@ -62,18 +63,37 @@ def first_line(folder: Path) -> bytes | None:
 
 
 def last_line(folder: Path) -> bytes | None:
-    """Return the JSON text of a journal's last intact line of text, of up to `BLOCK_BYTES`, or None if there is none.
+    """Return the JSON text of a journal's last intact line of text, or None if there is none.
 
-    Records may follow it.
+    Records may follow it in the last `BLOCK_BYTES`. More is read only until a record is met, and up to the longest
+    line: the journal of a run that is being written is mostly records, and is read here often.
     """
     for segment in reversed(segments(folder)):
         with open_to_read(segment_path(folder, segment)) as file:
-            descriptor = file.fileno()
-            end = end_of_lines(descriptor, os.lseek(descriptor, 0, os.SEEK_END))
-            os.lseek(descriptor, max(0, end - BLOCK_BYTES), os.SEEK_SET)
-            block = os.read(descriptor, min(end, BLOCK_BYTES))
-        for text in reversed(block.split(b"\n")[:-1]):
+            payload = _last_text(file.fileno())
+        if payload is not None:
+            return payload
+    return None
+
+
+def _last_text(descriptor: int) -> bytes | None:
+    """Return the payload of the last intact line of text, as `last_line` has it. Reads in blocks, from the end."""
+    begin = end = end_of_lines(descriptor, os.lseek(descriptor, 0, os.SEEK_END))
+    held: list[bytes] = []  # what was read of the line whose beginning is still to come
+    while begin > 0 and end - begin <= MAX_LINE_BYTES + 1:  # with its newline
+        size = min(begin, BLOCK_BYTES)
+        begin -= size
+        os.lseek(descriptor, begin, os.SEEK_SET)
+        block = os.read(descriptor, size)
+        held.insert(0, block)
+        if begin and b"\n" not in block:
+            continue
+        texts = b"".join(held).split(b"\n")
+        for text in reversed(texts[1 if begin else 0 :]):
             payload = payload_of(text) if text[PREFIX_BYTES - 1 : PREFIX_BYTES] == b" " else None
             if payload is not None:
                 return payload
+        if MAGIC in block:
+            return None
+        held = texts[:1]
     return None

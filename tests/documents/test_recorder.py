@@ -43,7 +43,7 @@ from atomscale_bluesky.model.loss import Loss
 from atomscale_bluesky.server import LocalServer
 from atomscale_bluesky.spool.journal_format import Layout, LeftOut, decode_journal
 from atomscale_bluesky.spool.lines import payload_of
-from atomscale_bluesky.spool.run_reader import read_header
+from atomscale_bluesky.spool.run_reader import read_header, stop_of
 from atomscale_bluesky.spool.spool import Spool
 from atomscale_bluesky.status.spool_status import SpoolStatus
 
@@ -870,6 +870,19 @@ def test_a_run_with_a_descriptor_of_half_a_megabyte_goes_on_after_a_restart(sett
 
     with DocumentRecorder(settings, redelivers=True) as later:
         assert later.take(*documents[3]) == Accepted(rows=1)
+
+
+def test_a_stop_of_more_than_a_megabyte_ends_its_run(settings: Settings, spool_dir: Path) -> None:
+    *documents, (_, stop) = growth(points=2, keys=1)
+    stop["num_events"] = {f"{n:04d}{'度' * 496}": 1 for n in range(1000)}  # each is named in the stop, as not given
+    with DocumentRecorder(settings) as recorder:
+        take_all(recorder, [*documents, ("stop", stop)])
+
+    (journal,) = spool_dir.glob("*/journal-0001.jsonl")
+    assert len(journal.read_bytes().splitlines()[-1]) > 2**20
+    found = stop_of(journal.parent)  # if there is none, the run is taken as interrupted, and gets another stop
+    assert found is not None
+    assert len(found.not_given) == 1000
 
 
 class OwnText(str):

@@ -885,6 +885,9 @@ def test_what_stands_after_a_cut_is_gone_and_the_next_line_follows_there(tmp_pat
     file.close()
 
 
+LONG = b"[" + b"1" * (BLOCK_BYTES * 3 // 2) + b"]"
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
@@ -903,8 +906,15 @@ def test_what_stands_after_a_cut_is_gone_and_the_next_line_follows_there(tmp_pat
             b"[" + b"1" * (BLOCK_BYTES - 12) + b"]",
         ),
         ([checksummed(b"[0]" + b" " * BLOCK_BYTES) + checksummed(b"[1]")], b"[1]"),
+        ([checksummed(b"[0]") + checksummed(LONG)], LONG),
+        ([checksummed(LONG)], LONG),
+        ([checksummed(LONG) + b"00000000 " + LONG + b"\n" + b"torn"], LONG),
+        ([checksummed(b"[0]"), checksummed(LONG)[:-1]], b"[0]"),
+        ([checksummed(b"[0]") + record(0)], b"[0]"),
+        ([checksummed(LONG) + record(0)], None),  # a stop is behind all records
+        ([checksummed(b"[0]") + b"".join(map(record, range(4000)))], None),
     ],
-    ids=[f"journal {n}" for n in range(12)],
+    ids=[f"journal {n}" for n in range(19)],
 )
 def test_a_journals_last_line_is_its_last_intact_one(
     tmp_path: Path, files: list[bytes], expected: bytes | None
