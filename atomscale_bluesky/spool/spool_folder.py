@@ -18,6 +18,7 @@ import msgspec
 from ..errors import SpoolError
 from .lines import payload_of
 from .own_files import MARKER, is_run_name, is_spool_file, open_own, open_to_read, run_files
+from .reserve import is_full
 from .sync import sync_folder
 
 _logger = logging.getLogger(__name__)
@@ -198,9 +199,13 @@ def prepare_folder(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_owner(path)
         mark(path)  # first of all, so that no other process takes the folder for a foreign one
-        probe = path / f".probe-{secrets.token_hex(4)}"
-        probe.touch(mode=0o600, exist_ok=False)
-        probe.unlink()
+        try:
+            probe = path / f".probe-{secrets.token_hex(4)}"
+            probe.touch(mode=0o600, exist_ok=False)
+            probe.unlink()
+        except OSError as error:
+            if not is_full(error):  # a spool on a full disk has a reserve, and what waits in it can be delivered
+                raise
         sync_folder(path)
     except OSError as error:
         raise _unusable(path, "written", error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -9,12 +10,14 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from refusing import refuse
 from runs import Document, growth, held
 from waiting import wait_until
 
-from atomscale_bluesky import AtomscaleCallback, DocumentRecorder, Settings
+from atomscale_bluesky import AtomscaleCallback, DocumentRecorder, Settings, SpoolError
 from atomscale_bluesky.server import LocalServer
 from atomscale_bluesky.spool.runs_not_kept import NotKept
 from atomscale_bluesky.spool.spool import Spool
@@ -94,6 +97,35 @@ def test_what_was_kept_leaves_a_disk_without_a_byte(
     assert [entry["delivered"] for entry in Spool(disk.spool).history.entries()] == [800, 800, 800]
     assert Spool(disk.spool).run_folders() == []
     assert not (disk.spool / RESERVE).exists()
+
+
+@pytest.mark.parametrize("number", sorted({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}))
+def test_what_was_kept_leaves_a_disk_that_takes_no_new_name(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    with make_callback(offline=True) as callback:
+        for name, doc in growth(points=20):
+            callback(name, doc)
+        wait_until(lambda: reserve_bytes(spool_dir) > 0)
+    real = os.open
+
+    def full(path: Any, flags: int, *arguments: Any, **more: Any) -> int:
+        new = flags & os.O_CREAT and os.fspath(path).startswith(str(spool_dir)) and not os.path.lexists(path)
+        if new and (spool_dir / RESERVE).exists():
+            raise OSError(number, os.strerror(number), path)
+        return real(path, flags, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", full)
+    assert make_callback().drain(timeout_s=30)
+
+    assert sum(map(len, held(server).values())) == 2 * 20
+    assert Spool(spool_dir).run_folders() == []
+
+
+def test_a_new_spool_needs_a_disk_that_takes_a_name(spool_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, "open", spool_dir, errno.ENOSPC)
+    with pytest.raises(SpoolError, match=f"cannot be written .{os.strerror(errno.ENOSPC)}"):
+        Spool(spool_dir)
 
 
 def test_a_run_that_was_interrupted_leaves_a_disk_without_a_byte(
