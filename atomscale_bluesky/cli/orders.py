@@ -272,8 +272,9 @@ class _Chosen:
             _confirm(ask([run for run, _ in orders]))
         out, who = console(), self._deliverers()
         for run, line in orders:
-            if not dry_run:
-                self._spool.give_order(Path(run.folder), line)
+            if not dry_run and not self._spool.give_order(Path(run.folder), line):
+                self._problems.append(_gone(self._spool, run))
+                continue
             part = _which_part(run, [one for one, _ in orders])
             name = f"Run {shown_uid(run.run_uid)} ({safe(run.label)}){part}"
             text = f"{name} {outcome}, {who(run, line)}" if not dry_run else f"Would be ordered: {name} {outcome}"
@@ -350,6 +351,12 @@ def _choose(
             left = [run for run in parts if _movable(run)] or parts
             found |= {run.folder: run for run in left}
     return _Chosen(spool, spool_dir, list(found.values()), problems, status.delivered_to)
+
+
+def _gone(spool: Spool, run: RunStatus) -> str:
+    """Return what is said of a run that has left the spool since it was looked up."""
+    left = f"run {shown_uid(run.run_uid)} has just left the spool, delivered or discarded; nothing was ordered for it"
+    return left + _where_to_edit(spool, run.run_uid)
 
 
 def _where_to_edit(spool: Spool, uid: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..spool.gil_yield import GilYield
 from ..status.run_summary import history_entry, log_summary
 from .claimed_run import ClaimedRun
+from .run_orders import obey_orders
 
 
 def finish(run: ClaimedRun, gil_yield: GilYield | None = None) -> bool:
@@ -15,11 +16,15 @@ def finish(run: ClaimedRun, gil_yield: GilYield | None = None) -> bool:
         gil_yield: Makes way for a plan's thread.
 
     Returns:
-        False if the run stays: its account does not add up, so it is parked; or its writer still has files open.
+        False if the run stays: an order has come for it; its account does not add up, so it is parked; or its writer
+        still has files open.
 
     Raises:
         SpoolError: The run's files cannot be read or written.
     """
+    obey_orders(run)  # one may have come during the last request
+    if not run.finished:
+        return False
     account = run.run_chunker.account
     contradictions = {} if run.state.discarded else account.contradictions(run.state)
     for contradiction in contradictions.values():

@@ -5,7 +5,8 @@ The process that delivers the run carries them out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from ..model.endpoints import normalized_endpoint
 from ..model.links import Links
 from .journal_format import Header
 from .ledger import LedgerReader
-from .line_file import whole_lines
-from .lines import FileLine, payload_of
+from .line_file import LineFile, whole_lines
+from .lines import FileLine, checksummed, encode, payload_of
+from .locks import locked
 from .own_files import open_to_read
-from .run_reader import LEDGER
+from .run_reader import HEAD, LEDGER
+from .segments import segments
 
 
 class Retry(FileLine, frozen=True, tag="retry"):
@@ -77,6 +80,7 @@ def decode_order(payload: bytes) -> OrderLine:
 
 
 ORDERS = "orders.jsonl"
+ORDERS_LOCK = "orders.lock"
 
 
 class Orders:
@@ -121,6 +125,47 @@ def endpoint_of(header: Header, orders: Sequence[AnyOrder], folder: Path) -> str
         if state.endpoint is not None and max(moves, default=0) <= state.orders_obeyed:
             return state.endpoint
     return moves[max(moves)] if moves else header.endpoint
+
+
+def append_order(folder: Path, order: OrderLine, make_room: Callable[[], object]) -> bool:
+    """Write an order for the run in a folder. Return False if the run has left the spool.
+
+    Args:
+        folder: The run's.
+        order: Is synced before this returns.
+        make_room: Called when the disk is full.
+
+    Raises:
+        SpoolError: The file cannot be written, or another process has its lock for too long.
+    """
+    lock = folder / ORDERS_LOCK
+    if not _is_there(folder):
+        return False
+    try:
+        with locked(lock, make_room):
+            if not _is_there(folder):  # its uploader has just finished it, and had the lock meanwhile
+                with suppress(OSError):
+                    lock.unlink()
+                return False
+            file = LineFile(folder / ORDERS, make_room=make_room)
+            try:
+                file.append(checksummed(encode(order)))
+                file.sync()
+            finally:
+                file.close()
+    except FileNotFoundError:
+        if folder.exists():
+            raise
+        return False
+    return True
+
+
+def _is_there(folder: Path) -> bool:
+    """Return True if a folder holds a run, perhaps a damaged one. Its uploader removes these files when it finishes."""
+    try:
+        return bool(segments(folder)) or (folder / HEAD).exists()
+    except FileNotFoundError:
+        return False
 
 
 def read_orders(folder: Path) -> Sequence[AnyOrder]:

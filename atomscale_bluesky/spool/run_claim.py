@@ -20,8 +20,9 @@ from .ledger import Ledger
 from .ledger_format import Edited, Moved, Obeyed, Parked
 from .lines import checksummed, encode
 from .locks import WRITER_LOCK, RunLock, is_held, remove_folder
-from .orders import AnyOrder, Edit, Move, Orders, endpoint_of
+from .orders import ORDERS_LOCK, AnyOrder, Edit, Move, Orders, endpoint_of
 from .own_files import refuse_links_in
+from .reserve import with_room
 from .run_reader import HEAD, LEDGER, append_to_copy, has_stop, lines_to_copy
 from .segments import segment_path, segments
 from .session_lock import is_session_alive
@@ -148,20 +149,24 @@ class RunClaim:
     def finish(self, entry: dict[str, Any], gil_yield: GilYield | None = None) -> bool:
         """Move a finalized run into the history. Return False while its writer still has files open.
 
+        Return False also if an order has come that is not obeyed. From then on the run takes no order.
+
         The events of an interrupted run stay known, in case it is replayed. If they cannot be stored, the run stays.
 
         Raises:
             SpoolError: A file cannot be read or written.
         """
-        lock = RunLock(self.folder / WRITER_LOCK)
-        if not lock.acquire():
-            return False
+        locks = [RunLock(self.folder / name) for name in (WRITER_LOCK, ORDERS_LOCK)]
         try:
+            if not all(with_room(lock.acquire, self._make_room) for lock in locks):
+                return False
+            if len(self.orders()) > self.ledger.state.orders_obeyed:
+                return False
             stored = self._to_history(entry, gil_yield)
-            foreign = self._remove(lock)
-        except BaseException:
-            lock.release()
-            raise
+            foreign = self._remove(locks)
+        finally:
+            for lock in locks:
+                lock.release()
         if stored is not None and stored.whole is not None:
             self._store_rows(stored.path, stored.whole)
         if foreign:
@@ -195,8 +200,8 @@ class RunClaim:
                 "readings may arrive twice: %s", self.header.run_uid, error,
             )  # fmt: skip
 
-    def _remove(self, lock: RunLock) -> list[str]:
-        """Remove the run from the spool, with its writer's lock, and return the names of files that are not ours."""
+    def _remove(self, locks: Sequence[RunLock]) -> list[str]:
+        """Remove the run from the spool, with these locks of it, and return the names of files that are not ours."""
         self.ledger.close()
         # The copy goes first, because it would show that a journal should be there. The ledger goes last: a journal
         # without a ledger would be delivered again from its beginning.
@@ -205,7 +210,7 @@ class RunClaim:
             segment_path(self.folder, segment).unlink(missing_ok=True)
         sync_folder(self.folder)
         (self.folder / LEDGER).unlink(missing_ok=True)
-        return remove_folder(self.folder, self._lock, lock)
+        return remove_folder(self.folder, self._lock, *locks)
 
     def hand_over(self) -> RunLock:
         """Close the run's files but keep the lock, and return it: the run can be claimed again with it."""

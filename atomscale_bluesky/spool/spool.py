@@ -20,10 +20,8 @@ from pathlib import Path
 from .disk_space import PATIENCE_S, DiskSpace
 from .history import History
 from .leftovers import holds_a_run, remove_leftover
-from .line_file import LineFile
-from .lines import checksummed, encode
-from .locks import UPLOADER_LOCK, RunLock, is_held, locked, service_lock
-from .orders import ORDERS, Edit, OrderLine, read_orders
+from .locks import UPLOADER_LOCK, RunLock, is_held, service_lock
+from .orders import Edit, OrderLine, append_order, read_orders
 from .own_files import is_run_name, open_own
 from .reserve import with_room
 from .run_claim import FoundRun, RunClaim
@@ -198,19 +196,16 @@ class Spool:
         edits = [order for order in read_orders(folder) if isinstance(order, Edit)]
         return edits[-1] if edits else None
 
-    def give_order(self, folder: Path, order: OrderLine) -> None:
+    def give_order(self, folder: Path, order: OrderLine) -> bool:
         """Write an order for a run. If a process delivers the run now, it carries the order out within seconds.
+
+        Return False if the run has left the spool, so that nobody can carry the order out.
 
         Raises:
             SpoolError: The file cannot be written, or another process has its lock for too long.
         """
-        with locked(folder / "orders.lock", self._make_room):
-            file = LineFile(folder / ORDERS, make_room=self._make_room)
-            try:
-                file.append(checksummed(encode(order)))
-                file.sync()
-            finally:
-                file.close()
+        if not append_order(folder, order, self._make_room):
+            return False
         with suppress(OSError):  # then the order is noticed a little later
             descriptor = open_own(self.path / ORDERED, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             try:
@@ -218,3 +213,4 @@ class Spool:
                 os.ftruncate(descriptor, 0)
             finally:
                 os.close(descriptor)
+        return True

@@ -459,3 +459,33 @@ def test_a_discarded_run_whose_points_had_all_arrived_is_not_called_finalized(
     assert "discarded" in say("status", "--all")[1]
     assert "state discarded" in say("show", "last")[1]
     assert [stream.status for stream in server.streams()] == ["stream_active"]
+
+
+@pytest.mark.parametrize("other_run", [False, True])
+def test_a_run_that_leaves_while_the_command_asks_gets_no_order_and_that_is_said(
+    say: Say,
+    spooled: Spooled,
+    spool_dir: Path,
+    make_callback: MakeCallback,
+    server: LocalServer,
+    monkeypatch: pytest.MonkeyPatch,
+    other_run: bool,
+) -> None:
+    uid = spooled()
+    others = [spooled(synth_source_id="the big one")] if other_run else []
+
+    def deliver(_question: str) -> bool:
+        callback = make_callback()
+        callback.drain(timeout_s=30)
+        callback.close()
+        return True
+
+    monkeypatch.setattr("click.confirm", deliver)
+    code, said, complaint = say("discard", uid[:8], *others)
+
+    assert code == 1
+    assert uid[:8] not in said
+    assert f"run {uid[:8]} has just left the spool, delivered or discarded; nothing was ordered for it\n" in complaint
+    assert [stream.status for stream in server.streams()] == ["success"]
+    assert all(f"Run {other[:8]} " in said for other in others)
+    assert orders_in(spool_dir) == len(others)

@@ -548,3 +548,27 @@ def test_a_stream_that_may_have_been_made_is_found_and_closed_though_a_power_cut
     assert after.drain(timeout_s=20)
     assert not after.status().runs
     assert [(stream.status, stream.points) for stream in server.streams()] == [("success", 0)] * 2
+
+
+def test_an_order_that_comes_during_the_last_request_is_obeyed(
+    make_callback: MakeCallback, server: LocalServer, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback = make_callback()
+    finalize, ordered = Client.finalize, []
+
+    def finalize_and_order(client: Client, family: str, data_id: str) -> None:
+        finalize(client, family, data_id)
+        if not ordered:
+            ordered.append(Edit(Links(synth_source_id=42, physical_sample="the right wafer")))
+            order(callback, ordered[0])
+
+    monkeypatch.setattr(Client, "finalize", finalize_and_order)
+    for name, doc in growth(points=5):
+        callback(name, doc)
+
+    assert callback.drain(timeout_s=30)
+    (stream,) = server.streams()
+    assert stream.status == "success"
+    assert stream.physical_sample_id is not None
+    (entry,) = Spool(spool_dir).history.entries()
+    assert entry["linked_to"]["physical_sample"] == "the right wafer"

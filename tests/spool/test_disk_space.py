@@ -352,6 +352,7 @@ def test_a_lock_that_a_stopped_process_holds_is_not_waited_for_for_ever(
     monkeypatch.setattr(locks, "LOCK_WAIT_S", 0.2)
     spool = Spool(tmp_path)
     (tmp_path / RUN).mkdir()
+    (tmp_path / RUN / "head.jsonl").touch()
     holders = [RunLock(tmp_path / "history.lock"), RunLock(tmp_path / RUN / "orders.lock")]
     assert all(lock.acquire() for lock in holders)
 

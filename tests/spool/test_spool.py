@@ -690,6 +690,33 @@ def test_orders_are_kept_in_order_beside_the_run_and_the_last_edit_counts(spool:
     claim.close()
 
 
+def test_a_run_with_an_order_that_is_not_obeyed_stays(spool: Spool) -> None:
+    writer = finished(spool, "one")
+    spool.writers.release(writer)
+    wait_until(lambda: not spool.writer_alive(writer.folder))
+    claim = claimed(spool, writer.folder)
+    assert spool.give_order(writer.folder, Retry())
+
+    assert not claim.finish({"run_uid": "one"})
+    assert spool.history.entries() == []
+    claim.ledger.note(Obeyed(1))
+    assert claim.finish({"run_uid": "one"})
+    assert spool.run_folders() == []
+
+
+@pytest.mark.parametrize("others_file", [False, True])
+def test_a_run_that_has_left_takes_no_order(spool: Spool, others_file: bool) -> None:
+    writer = finished(spool, "one")
+    spool.writers.release(writer)
+    wait_until(lambda: not spool.writer_alive(writer.folder))
+    if others_file:
+        (writer.folder / "notes.txt").touch()
+    assert claimed(spool, writer.folder).finish({"run_uid": "one"})
+
+    assert not spool.give_order(writer.folder, Retry())
+    assert [path.name for path in writer.folder.rglob("*")] == ["notes.txt"] * others_file
+
+
 def test_half_an_order_is_none(spool: Spool) -> None:
     folder = spool.writers.create(header()).folder
     spool.give_order(folder, Retry())
