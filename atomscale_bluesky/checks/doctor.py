@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from ..api.client import Client
 from ..api.clock import measure
-from ..errors import ApiError, ApiKeyError, ApiRefusedError, SettingsError, SpoolError
+from ..errors import ApiError, ApiKeyError, ApiRefusedError, ApiUnavailableError, SettingsError, SpoolError
 from ..settings import DEFAULT_ENDPOINT, Settings, is_loopback, spool_option
 from ..spool.disk_space import network_file_system
 from ..spool.spool import Spool
@@ -164,12 +164,15 @@ def _key_works(settings: Settings, client: Client) -> Iterator[Check]:
     try:
         client.find_entry("atomscale-bluesky doctor")
         instruments = client.instruments()
-    except ApiKeyError as error:
-        yield Check("key works", Result.FAILED, str(error),
-                    "make a new key in Atomscale's dashboard, or ask for the permissions that it lacks")  # fmt: skip
+    except ApiUnavailableError as error:
+        yield Check("key works", Result.WARNING, str(error), "try again")
         return
     except ApiError as error:
-        yield Check("key works", Result.WARNING, str(error), "try again")
+        if error.status == 401:
+            yield Check("key works", Result.FAILED, str(error), "make a new key in Atomscale's dashboard")
+        else:  # a key may be there for sending alone
+            yield Check("key works", Result.WARNING, f"not known: {error}",
+                        "none, if readings arrive; else ask for the permissions that the key lacks")  # fmt: skip
         return
     yield Check("key works", Result.PASSED, "the catalogue can be read")
     wanted = settings.synth_source_id

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
+import click
 from rich.console import Console
 from rich.text import Text
 
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from ..settings import Settings
     from ..spool.spool import Spool
     from ..status.spool_status import SpoolStatus
+
+
+# The answer that is about the key, whatever is asked for.
+KEY_IS_WRONG = 401
+NOT_KNOWN = "whether the key works is not known, and it is tried"
 
 
 def check_that_it_may_send(settings: Settings, *, as_service: bool = False) -> None:
@@ -53,6 +59,9 @@ def check_that_it_may_send(settings: Settings, *, as_service: bool = False) -> N
 def check_the_key(settings: Settings, ending: threading.Event | None = None) -> None:
     """Ask the API once: a key that does not work would be waited for, but here nobody can change it.
 
+    Only 401 says that it does not. A key that may not look into the catalogue may deliver all the same; that it is not
+    known is printed.
+
     Args:
         settings: Of the command.
         ending: No answer is waited for once this is set.
@@ -60,6 +69,8 @@ def check_the_key(settings: Settings, ending: threading.Event | None = None) -> 
     Raises:
         ApiKeyError: The key does not work.
     """
+    from ..errors import ApiError
+
     answer: SimpleQueue[Exception | None] = SimpleQueue()
     threading.Thread(target=_try_the_key, args=(settings, answer), name="key", daemon=True).start()
     with says_that_it_waits(settings):
@@ -68,7 +79,9 @@ def check_the_key(settings: Settings, ending: threading.Event | None = None) -> 
                 error = answer.get(timeout=POLL_S)
             except Empty:
                 continue
-            if error is not None:
+            if isinstance(error, ApiError) and error.status != KEY_IS_WRONG:
+                click.echo(f"atomscale-bluesky: {NOT_KNOWN} ({safe(error, limit=500)})", err=True)
+            elif error is not None:
                 raise error
             return
 
@@ -126,8 +139,12 @@ def logged_as_a_service() -> Iterator[None]:
 
 
 def deliver(out: Console, settings: Settings, spool: Spool, watch: SpoolStatus, ending: threading.Event) -> None:
-    """Drain until nothing moves any more, or `ending`. In rounds: an uploader takes up so many runs at a time."""
+    """Drain until nothing moves any more, or `ending`. In rounds: an uploader takes up so many runs at a time.
+
+    A key that is refused for some time ends it too, because here nobody can change it.
+    """
     from ..delivery.uploader import Uploader
+    from ..delivery.uploader_service import KEY_PATIENCE_S
 
     with Bar(out, watch) as bar:
         while not ending.is_set():
@@ -143,6 +160,8 @@ def deliver(out: Console, settings: Settings, spool: Spool, watch: SpoolStatus, 
                         break
                     except Empty:
                         bar.update()
+                    if uploader.key_refused_s > KEY_PATIENCE_S:
+                        return
             finally:
                 uploader.stop()
             bar.update()

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING
 import click
 from rich.text import Text
 
-from .delivering import check_that_it_may_send, check_the_key, deliver, logged, logged_as_a_service, report
+from .delivering import (
+    KEY_IS_WRONG,
+    NOT_KNOWN,
+    check_that_it_may_send,
+    check_the_key,
+    deliver,
+    logged,
+    logged_as_a_service,
+    report,
+)
 from .formatting import console, safe
 from .options import Once
 from .status import no_spool, open_spool
@@ -123,18 +132,21 @@ def _follow(settings: Settings, timeout_s: float | None) -> int:
 
 
 def _say_if_refused(settings: Settings) -> None:
-    """Log an error if the server refuses the key. Without it nobody would know before there is something to send."""
+    """Log it if the server refuses the key, or to tell. Without it nobody would know before something is to be sent."""
     from ..api.client import Client
-    from ..errors import ApiError, ApiKeyError
+    from ..errors import ApiError, ApiUnavailableError
 
     client = Client(settings)
     try:
         client.find_entry("atomscale-bluesky")
-    except ApiKeyError as error:
-        _logger.error("%s refuses the API key: %s; put a key that works into ATOMSCALE_API_KEY, and start this again",
-                      settings.endpoint, error)  # fmt: skip
-    except ApiError as error:
+    except ApiUnavailableError as error:
         _logger.warning("%s does not answer: %s; this goes on trying when there is something to send",
                         settings.endpoint, error)  # fmt: skip
+    except ApiError as error:
+        if error.status != KEY_IS_WRONG:
+            _logger.warning("%s: %s (%s)", settings.endpoint, NOT_KNOWN, error)
+            return
+        _logger.error("%s refuses the API key: %s; put a key that works into ATOMSCALE_API_KEY, and start this again",
+                      settings.endpoint, error)  # fmt: skip
     finally:
         client.close()

@@ -81,6 +81,20 @@ def test_what_keeps_a_run_from_arriving_fails_its_check(
     assert checks[what]["remedy"]
 
 
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_key_that_may_not_look_into_the_catalogue_is_not_called_wrong(
+    server: LocalServer, spool_dir: Path, status: int
+) -> None:
+    server.misbehave(Fault(call="catalogue", status=status))
+    code, checks = doctor(server, spool_dir)
+
+    assert (code, checks["key works"]["result"]) == (0, "warning")
+    assert checks["key works"]["found"].startswith(f"not known: GET data_entries/ was answered {status}")
+    assert checks["key works"]["remedy"] == (
+        "none, if readings arrive; else ask for the permissions that the key lacks"
+    )
+
+
 def test_a_session_that_leaves_delivery_to_a_service_needs_no_key(server: LocalServer, spool_dir: Path) -> None:
     code, checks = doctor(server, spool_dir, key="", ATOMSCALE_BLUESKY_UPLOADER="none")
 

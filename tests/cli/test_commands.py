@@ -455,6 +455,52 @@ def test_upload_with_a_wrong_key_ends_and_never_shows_it(
     assert "not-the-one" not in said + complaint
 
 
+@pytest.mark.parametrize("status", [403, 404])
+def test_upload_delivers_with_a_key_that_may_not_look_into_the_catalogue(
+    say: Say, server: LocalServer, spooled: Callable[..., None], status: int
+) -> None:
+    spooled()
+    server.misbehave(Fault(call="catalogue", status=status))
+    code, said, complaint = say("upload")
+
+    assert (code, [stream.status for stream in server.streams()]) == (0, ["success"])
+    assert "All of it is delivered." in said
+    assert complaint.count("\n") == 1
+    assert (
+        f"whether the key works is not known, and it is tried (GET data_entries/ was answered {status}: " in complaint
+    )
+
+
+def test_upload_with_a_key_that_may_do_nothing_ends(
+    say: Say, server: LocalServer, spooled: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atomscale_bluesky.delivery.uploader_service.KEY_PATIENCE_S", 0.0)
+    spooled()
+    server.misbehave(Fault(status=403))
+    code, said, _ = say("upload")
+
+    assert code == 1
+    assert "check the API key" in said
+    assert "Not all of it is delivered" in said
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_upload_follow_calls_no_key_refused_that_may_not_look_into_the_catalogue(
+    server: LocalServer, spool_dir: Path, status: int
+) -> None:
+    server.misbehave(Fault(call="catalogue", status=status))
+    with subprocess.Popen(
+        [sys.executable, "-m", "atomscale_bluesky", "upload", "--follow"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if f"was answered {status}" in line)
+        process.terminate()
+        process.communicate(timeout=30)
+
+    assert " WARNING " in said
+    assert "whether the key works is not known, and it is tried" in said
+
+
 def test_upload_that_runs_out_of_time_fails_and_leaves_everything_for_the_next(
     say: Say, server: LocalServer, spooled: Callable[..., None]
 ) -> None:
