@@ -149,7 +149,7 @@ class RunClaim:
     def finish(self, entry: dict[str, Any], gil_yield: GilYield | None = None) -> bool:
         """Move a finalized run into the history. Return False while its writer still has files open.
 
-        Return False also if an order has come that is not obeyed. From then on the run takes no order.
+        Return False also if an order has come that is not obeyed yet. While the run is moved it takes none.
 
         The events of an interrupted run stay known, in case it is replayed. If they cannot be stored, the run stays.
 
